@@ -1,0 +1,35 @@
+# Everything runs in .venv, which `install` makes; the second time it takes no time.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install demo test check bench clean
+.DEFAULT_GOAL := install
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"  # the first that reads dependency groups
+	$(BIN)/pip install --quiet --editable ".[cloud,train]" --group dev
+	touch $@
+
+demo: install  ## train a small GPT on this machine, through the whole pipeline
+	@$(BIN)/gptctl launch demo --cloud local --price-per-hour 0.10 --budget 0.05 --yes
+
+test: install
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest --quiet tests/test_walls.py
+
+bench: install  ## what the README claims about speed; wants an idle machine
+	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/checkpoint_stall.py
+	$(BIN)/python bench/time_to_loss.py
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
