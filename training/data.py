@@ -1,0 +1,120 @@
+"""Batches out of token shards, as a pure function of the step: nothing to save but the step.
+
+A step's sequences are numbered 0 … S-1; micro-step m of rank r takes the next B of them, so
+that the same sequences make a step on any number of ranks. `sequential` order reads the
+training tokens as one endless ring (the reference's order); `random` draws windows anywhere.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.config import DataConfig
+from training.layout import Dataset
+from training.shards import open_shard, read_dataset
+
+POLL_S = 0.2
+
+
+class TrainingTokens:
+    """The training shards as one array that may still be growing."""
+
+    def __init__(self, folder: Path, data: DataConfig, *, on_wait: Callable[[], None]) -> None:
+        """`on_wait` is called at every poll while the reader waits for a shard to be written."""
+        self._folder = folder
+        self._shard_tokens = data.shard_tokens
+        self._on_wait = on_wait
+        self._arrays: list[NDArray[np.uint16]] = []
+        self._total: int | None = None
+
+    def read(self, start: int, length: int) -> NDArray[np.uint16]:
+        """`length` tokens from position `start` of the ring, as soon as they exist."""
+        self._require(start + length)
+        pieces = []
+        while length:
+            if self._total is not None:
+                start %= self._total
+            shard, offset = divmod(start, self._shard_tokens)
+            piece = self._arrays[shard][offset : offset + length]
+            pieces.append(piece)
+            start += len(piece)
+            length -= len(piece)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def total(self) -> int:
+        """All training tokens; waits until the last shard is there."""
+        self._require(None)
+        assert self._total is not None
+        return self._total
+
+    def _require(self, tokens: int | None) -> None:
+        """Return when the first `tokens` positions can be read; None: when all shards exist."""
+        while self._total is None and (tokens is None or tokens > self._readable):
+            if (dataset := read_dataset(self._folder)) is not None:
+                self._open(dataset)
+            if self._total is None and (tokens is None or tokens > self._readable):
+                self._on_wait()
+                time.sleep(POLL_S)
+
+    @property
+    def _readable(self) -> int:
+        return len(self._arrays) * self._shard_tokens
+
+    def _open(self, dataset: Dataset) -> None:
+        shards = dataset.split("train")
+        if not dataset.complete:
+            # The last shard may be short, which only a complete data set tells.
+            shards = [shard for shard in shards if shard.tokens == self._shard_tokens]
+        for shard in shards[len(self._arrays) :]:
+            self._arrays.append(open_shard(self._folder / shard.name))
+        if dataset.complete:
+            self._total = sum(len(array) for array in self._arrays)
+
+
+class BatchLoader:
+    """Inputs and targets of any micro-step of any step, (B, T) int64 each."""
+
+    def __init__(
+        self,
+        tokens: TrainingTokens,
+        *,
+        order: str,
+        seed: int,
+        batch_tokens: int,
+        micro_batch_size: int,
+        block_size: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._tokens = tokens
+        self._order = order
+        self._seed = seed
+        self._sequences = batch_tokens // block_size
+        self._micro_batch_size = micro_batch_size
+        self._block_size = block_size
+        self._rank = rank
+        self._world_size = world_size
+
+    def batch(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
+        first = (micro_step * self._world_size + self._rank) * self._micro_batch_size
+        starts = self._starts(step)[first : first + self._micro_batch_size]
+        return split_windows([self._tokens.read(int(s), self._block_size + 1) for s in starts])
+
+    def _starts(self, step: int) -> NDArray[np.int64]:
+        if self._order == "random":
+            generator = np.random.Generator(np.random.Philox(key=[self._seed, step]))
+            high = self._tokens.total() - self._block_size
+            return generator.integers(0, high, size=self._sequences)
+        first = step * self._sequences
+        return (first + np.arange(self._sequences)) * self._block_size
+
+
+def split_windows(windows: list[NDArray[np.uint16]]) -> tuple[Tensor, Tensor]:
+    """Windows of T+1 tokens → inputs and the tokens that follow them, (B, T) int64 each."""
+    both = torch.from_numpy(np.stack(windows).astype(np.int64))
+    return both[:, :-1].contiguous(), both[:, 1:].contiguous()
