@@ -1,0 +1,46 @@
+"""Is this node fit for the run? Asked before anything is prepared or trained."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from training.errors import NoSpaceError, TrainingError
+from training.layout import RunRecord
+
+BYTES_PER_PARAMETER = 12
+"""Of a checkpoint: fp32 weight and Adam's two moments."""
+
+
+def check_node(record: RunRecord, root: Path) -> dict[str, int]:
+    """What was found. Raises TrainingError where the run could not go well."""
+    found = {"disk_free_bytes": shutil.disk_usage(root).free, "gpus": count_gpus()}
+    needed = disk_needed_bytes(record)
+    if found["disk_free_bytes"] < needed:
+        raise NoSpaceError(
+            f"{root} has {found['disk_free_bytes'] / 1e9:.1f} GB free, "
+            f"the run needs {needed / 1e9:.1f} GB for checkpoints",
+            hint="free some space, or lower checkpoint.keep",
+        )
+    if record.device == "cuda" and found["gpus"] < record.ranks:
+        raise TrainingError(
+            f"the run was planned for {record.ranks} GPUs, the driver shows {found['gpus']}",
+            hint="`nvidia-smi` should list them all; a node that lacks one is broken",
+        )
+    return found
+
+
+def disk_needed_bytes(record: RunRecord) -> int:
+    """Room for the checkpoints that are kept, the best, and the one being written."""
+    checkpoint = record.recipe.model.parameters * BYTES_PER_PARAMETER
+    return checkpoint * (record.recipe.checkpoint.keep + 2)
+
+
+def count_gpus() -> int:
+    """GPUs that NVIDIA's driver shows; 0 where there is no driver."""
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())

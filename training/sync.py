@@ -1,0 +1,199 @@
+"""Copies a run from the node's working folder to the store, for as long as the run lives.
+
+Two lanes, each a thread: small records every few seconds, and checkpoints, which may take
+minutes and must not hold up the heartbeat. A store that is out of reach stops neither
+training nor this: what could not be sent is sent later.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from training import manifest
+from training.errors import CheckpointError, StorageError, StorageUnavailableError
+from training.events import append_event, parse_lines
+from training.layout import (
+    CHECKPOINTS,
+    MANIFEST,
+    RUN_JSON,
+    RunPaths,
+    checkpoint_name,
+    checkpoint_step,
+    checkpoints_to_drop,
+    committed_checkpoints,
+    run_key,
+)
+from training.storage import Storage
+
+MAX_BACKOFF_S = 30.0
+
+
+class Sync:
+    def __init__(
+        self, store: Storage, paths: RunPaths, run_id: str, *, keep: int, every_s: float
+    ) -> None:
+        self._store = store
+        self._paths = paths
+        self._run_id = run_id
+        self._keep = keep
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._records_lock = threading.Lock()
+        self._checkpoints_lock = threading.Lock()
+        self._closing = threading.Event()
+        self._is_unreachable = False
+        self.upload_s = 0.0
+        """The longest that a checkpoint took to send: part of what going down costs."""
+        self._threads = [
+            threading.Thread(target=self._lane, args=(verb, every_s), name=verb.__name__)
+            for verb in (self.send_records, self.send_checkpoints)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.daemon = True  # an upload that hangs must not keep the node up
+            thread.start()
+
+    def finish(self, *, timeout_s: float) -> None:
+        """Send all that is not yet sent. Raises StorageError if `timeout_s` did not suffice."""
+        self._closing.set()
+        deadline = time.monotonic() + timeout_s
+        pause_s = 0.5
+        while True:
+            try:
+                self.send_checkpoints()
+                self.send_records()
+            except StorageError:
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_BACKOFF_S)
+            else:
+                return
+
+    def send_records(self) -> None:
+        """Every small file that changed since it was last sent. Raises StorageError."""
+        with self._records_lock:
+            folder = self._paths.folder
+            for path in sorted(p for p in folder.rglob("*") if self._is_record(p)):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    version = (stat.st_mtime_ns, stat.st_size)
+                    name = path.relative_to(folder).as_posix()
+                    if self._sent.get(name) != version:
+                        self._store.write(run_key(self._run_id, name), path.read_bytes())
+                        self._sent[name] = version
+
+    def send_checkpoints(self) -> None:
+        """Every committed checkpoint that the store lacks, then retention on both sides."""
+        with self._checkpoints_lock:
+            self._retain()
+            stored = self.stored_checkpoints()
+            for step in committed_checkpoints(self._paths.checkpoints):
+                if step not in stored:
+                    started = time.monotonic()
+                    if self._send_checkpoint(step):
+                        stored.append(step)
+                        self.upload_s = max(self.upload_s, time.monotonic() - started)
+            for step in checkpoints_to_drop(stored, keep=self._keep, best=self._best(stored)):
+                self._drop_stored(step)
+
+    def fetch_records(self) -> None:
+        """Bring back what an earlier life on another node wrote. Raises StorageError."""
+        prefix = run_key(self._run_id) + "/"
+        for stored in self._store.list(prefix):
+            name = stored.key.removeprefix(prefix)
+            path = self._paths.folder / name
+            if not name.startswith(CHECKPOINTS) and not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._store.download(stored.key, path)
+
+    def fetch_newest_checkpoint(self) -> list[str]:
+        """Have the newest whole checkpoint in the working folder; why newer ones were not taken."""
+        skipped = []
+        local = committed_checkpoints(self._paths.checkpoints)
+        for step in reversed(self.stored_checkpoints()):
+            if step in local:
+                break
+            try:
+                self.fetch_checkpoint(step)
+            except StorageUnavailableError:
+                raise
+            except (StorageError, CheckpointError) as error:
+                manifest.drop(self._paths.checkpoints, step)
+                skipped.append(error.message)
+            else:
+                break
+        return skipped
+
+    def stored_checkpoints(self) -> list[int]:
+        """Steps of the checkpoints that are whole in the store, oldest first."""
+        prefix = run_key(self._run_id, CHECKPOINTS) + "/"
+        keys = [o.key.removeprefix(prefix).split("/") for o in self._store.list(prefix)]
+        steps = [checkpoint_step(k[0]) for k in keys if len(k) == 2 and k[1] == MANIFEST]
+        return sorted(step for step in steps if step is not None)
+
+    def fetch_checkpoint(self, step: int) -> None:
+        """Bring a stored checkpoint into the working folder, verified, manifest last."""
+        name = checkpoint_name(step)
+        folder = self._paths.checkpoint(step)
+        key = run_key(self._run_id, CHECKPOINTS, name)
+        data = self._store.read(f"{key}/{MANIFEST}")
+        folder.mkdir(parents=True, exist_ok=True)
+        for entry in manifest.parse(data, name).files:
+            path = folder / entry.name
+            self._store.download(f"{key}/{entry.name}", path, sha256=entry.sha256)
+        (folder / MANIFEST).write_bytes(data)
+
+    def _is_record(self, path: Path) -> bool:
+        relative = path.relative_to(self._paths.folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        return path.is_file() and not hidden and relative.parts[0] not in (CHECKPOINTS, RUN_JSON)
+
+    def _send_checkpoint(self, step: int) -> bool:
+        folder = self._paths.checkpoint(step)
+        try:
+            files = manifest.verify(folder).files
+        except CheckpointError:
+            return False  # damaged since, or let go of: a newer one is on its way
+        key = run_key(self._run_id, CHECKPOINTS, folder.name)
+        for name in (*(entry.name for entry in files), MANIFEST):
+            self._store.upload(folder / name, f"{key}/{name}")
+        return True
+
+    def _drop_stored(self, step: int) -> None:
+        prefix = run_key(self._run_id, CHECKPOINTS, checkpoint_name(step)) + "/"
+        self._store.delete([prefix + MANIFEST])
+        self._store.delete([o.key for o in self._store.list(prefix)])
+
+    def _retain(self) -> None:
+        steps = committed_checkpoints(self._paths.checkpoints)
+        for step in checkpoints_to_drop(steps, keep=self._keep, best=self._best(steps)):
+            manifest.drop(self._paths.checkpoints, step)
+
+    def _best(self, steps: list[int]) -> int | None:
+        """Of these steps the one with the lowest validation loss measured at it."""
+        try:
+            lines = parse_lines(self._paths.metrics.read_bytes())
+        except FileNotFoundError:
+            return None
+        losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+        evaluated = [step for step in steps if step in losses]
+        return min(evaluated, key=losses.__getitem__, default=None)
+
+    def _lane(self, verb: Callable[[], None], every_s: float) -> None:
+        pause_s = every_s
+        while not self._closing.wait(pause_s):
+            try:
+                verb()
+            except (StorageError, OSError) as error:
+                pause_s = min(2 * pause_s, MAX_BACKOFF_S)
+                if not self._is_unreachable:
+                    self._is_unreachable = True
+                    append_event(self._paths.events, "store_unreachable", why=str(error))
+            else:
+                pause_s = every_s
+                if self._is_unreachable:
+                    self._is_unreachable = False
+                    append_event(self._paths.events, "store_recovered")
