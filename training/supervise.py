@@ -185,7 +185,7 @@ class Supervisor:
     def start_training(self, dataset: Path) -> Stage:
         self.paths.heartbeat.touch()
         self.progress.restart()
-        program = ["training.train", "--run", str(self.paths.folder), "--dataset", str(dataset)]
+        program = ["training.train", str(self.paths.folder), str(dataset)]
         if self.record.ranks > 1:
             ranks = str(self.record.ranks)
             program = ["training.ranks", "--standalone", "--nproc-per-node", ranks, "-m", *program]

@@ -1,4 +1,4 @@
-"""The training loop: `python -m training.train --run RUN_FOLDER --dataset DATASET_FOLDER`.
+"""The training loop: `python -m training.train RUN_FOLDER DATASET_FOLDER`.
 
 Started by torchrun it is one rank of several, alone it is the only one. Reads `run.json`,
 writes metrics, events, checkpoints and a heartbeat into the run's folder; knows nothing of
@@ -52,6 +52,7 @@ class Trainer:
         self.micro_batch_size = record.micro_batch_size
         self.is_waiting = False
 
+        torch.manual_seed(self.train.seed)
         self.model = GPT(self.recipe.model, seed=self.train.seed).to(ranks.device)
         self.optimizers = Optimizers(self.model, self.train)
         self.writer = CheckpointWriter(paths.checkpoints, on_commit=self.report_checkpoint)
@@ -264,8 +265,8 @@ def forget_metrics_after(path: Path, step: int) -> set[int]:
 
 def main(argv: list[str]) -> str | int:
     parser = argparse.ArgumentParser(prog="training.train", description=__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--dataset", type=Path, required=True, help="folder of the token shards")
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("dataset", type=Path, help="folder of the token shards")
     arguments = parser.parse_args(argv)
     end_with_parent()
     stop = StopFlag()

@@ -1,0 +1,132 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import make_recipe
+from training import manifest
+from training.checkpoint import MODEL, CheckpointWriter, TrainerState, load_newest
+from training.errors import CheckpointError, NoSpaceError
+from training.layout import MANIFEST, checkpoint_name, committed_checkpoints
+from training.model import GPT
+from training.optimizer import Optimizers
+
+RECIPE = make_recipe()
+
+
+def make_trained(seed: int = 1) -> tuple[GPT, Optimizers]:
+    model = GPT(RECIPE.model, seed=seed)
+    optimizers = Optimizers(model, RECIPE.train)
+    tokens = torch.randint(0, 257, (4, 9), generator=torch.Generator().manual_seed(seed))
+    model(tokens[:, :-1], tokens[:, 1:]).backward()
+    optimizers.step(1.0)
+    return model, optimizers
+
+
+def save(checkpoints: Path, step: int, model: GPT, optimizers: Optimizers) -> None:
+    writer = CheckpointWriter(checkpoints, on_commit=lambda *_: None)
+    writer.save(model, optimizers, TrainerState(
+        step=step, tokens=step * 64, best_val_loss=5.0, recipe=RECIPE
+    ))  # fmt: skip
+    writer.wait()
+
+
+def load(checkpoints: Path) -> tuple[GPT, Optimizers, TrainerState | None, list[str]]:
+    model = GPT(RECIPE.model, seed=99)
+    optimizers = Optimizers(model, RECIPE.train)
+    skipped: list[str] = []
+    state = load_newest(checkpoints, model, optimizers, on_skip=skipped.append)
+    return model, optimizers, state, skipped
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    model, optimizers = make_trained()
+    rng = torch.get_rng_state()
+    save(tmp_path, 4, model, optimizers)
+    torch.rand(5)
+    copy, copied, state, skipped = load(tmp_path)
+    assert state == TrainerState(step=4, tokens=256, best_val_loss=5.0, recipe=RECIPE)
+    assert skipped == []
+    assert torch.equal(torch.get_rng_state(), rng)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, copy.state_dict()[name])
+    for name, value in optimizers.state().items():
+        assert torch.equal(value, copied.state()[name])
+
+
+def test_weights_are_saved_as_they_were_however_training_goes_on(tmp_path: Path) -> None:
+    model, optimizers = make_trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    writer = CheckpointWriter(tmp_path, on_commit=lambda *_: None)
+    writer.save(
+        model, optimizers, TrainerState(step=4, tokens=1, best_val_loss=None, recipe=RECIPE)
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    writer.wait()
+    copy, *_ = load(tmp_path)
+    assert all(torch.equal(before[name], copy.state_dict()[name]) for name in before)
+
+
+def test_without_a_checkpoint_training_starts_afresh(tmp_path: Path) -> None:
+    assert load(tmp_path / "nowhere")[2] is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(
+    tmp_path: Path, damage: str
+) -> None:
+    for step in (2, 4):
+        save(tmp_path, step, *make_trained(seed=step))
+    newest = tmp_path / checkpoint_name(4)
+    data = bytearray((newest / MODEL).read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+        (newest / MODEL).write_bytes(data)
+    elif damage == "cut":
+        (newest / MODEL).write_bytes(data[:-10])
+    elif damage == "remove":
+        (newest / MODEL).unlink()
+    else:
+        (newest / MANIFEST).write_bytes(b'{"step": 4')
+    _, _, state, skipped = load(tmp_path)
+    assert state is not None
+    assert state.step == 2
+    assert len(skipped) == 1
+    assert "step-00000004" in skipped[0]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 2, *make_trained())
+    other = make_recipe(model={"n_embd": 32})
+    model = GPT(other.model)
+    with pytest.raises(CheckpointError, match="step-00000002 holds another model"):
+        load_newest(tmp_path, model, Optimizers(model, other.train), on_skip=print)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it_intact(small_disk: Path) -> None:
+    checkpoints = small_disk / "checkpoints"
+    save(checkpoints, 2, *make_trained())
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free - 40_000))
+    with pytest.raises(NoSpaceError, match="no space left on the disk to save step-00000004"):
+        save(checkpoints, 4, *make_trained())
+    assert committed_checkpoints(checkpoints) == [2]
+    manifest.verify(checkpoints / checkpoint_name(2))
+    assert [p.name for p in checkpoints.iterdir()] == [checkpoint_name(2)]
+
+
+def test_saving_a_step_again_replaces_what_did_not_verify(tmp_path: Path) -> None:
+    save(tmp_path, 2, *make_trained())
+    (tmp_path / checkpoint_name(2) / MODEL).write_bytes(b"rubbish")
+    save(tmp_path, 2, *make_trained())
+    manifest.verify(tmp_path / checkpoint_name(2))
+
+
+def test_dropping_takes_the_manifest_first(tmp_path: Path) -> None:
+    save(tmp_path, 2, *make_trained())
+    manifest.drop(tmp_path, 2)
+    manifest.drop(tmp_path, 2)
+    assert list(tmp_path.iterdir()) == []

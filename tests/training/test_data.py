@@ -1,0 +1,104 @@
+import threading
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import make_dataset, make_recipe, make_tokens
+from training.data import BatchLoader, TrainingTokens
+from training.shards import read_dataset, write_dataset
+
+RECIPE = make_recipe()
+
+
+def never_wait() -> None:
+    raise AssertionError("nothing to wait for")
+
+
+def open_loader(
+    folder: Path, *, rank: int = 0, world_size: int = 1, order: str = "sequential"
+) -> BatchLoader:
+    return BatchLoader(
+        TrainingTokens(folder, RECIPE.data, on_wait=never_wait),
+        order=order,
+        seed=7,
+        batch_tokens=64,
+        micro_batch_size=2,
+        block_size=8,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def ring() -> np.ndarray:
+    return np.concatenate(
+        [make_tokens(500, seed=1), make_tokens(500, seed=2), make_tokens(250, seed=3)]
+    )
+
+
+def test_tokens_are_read_across_shards_and_around_the_ring(tmp_path: Path) -> None:
+    make_dataset(tmp_path, RECIPE)
+    tokens = TrainingTokens(tmp_path, RECIPE.data, on_wait=never_wait)
+    everything = ring()
+    assert tokens.total() == 1250
+    for start, length in [(0, 9), (495, 10), (990, 300), (1249, 3), (1250, 4), (12_499, 2_000)]:
+        expected = everything[np.arange(start, start + length) % 1250]
+        np.testing.assert_array_equal(tokens.read(start, length), expected)
+
+
+def test_targets_are_the_inputs_one_token_on(tmp_path: Path) -> None:
+    make_dataset(tmp_path, RECIPE)
+    inputs, targets = open_loader(tmp_path).batch(3, 1)
+    assert inputs.shape == targets.shape == (2, 8)
+    start = 3 * 64 + 2 * 8  # step 3, after the two sequences of micro-step 0
+    torch.testing.assert_close(
+        inputs.flatten(), torch.from_numpy(ring()[start : start + 16]).long()
+    )
+    torch.testing.assert_close(
+        targets.flatten(), torch.from_numpy(ring()[start + 1 : start + 17]).long()
+    )
+
+
+@pytest.mark.parametrize("order", ["sequential", "random"])
+def test_a_step_has_the_same_sequences_on_any_number_of_ranks(tmp_path: Path, order: str) -> None:
+    make_dataset(tmp_path, RECIPE)
+
+    def step_on(world_size: int) -> torch.Tensor:
+        loaders = [
+            open_loader(tmp_path, rank=r, world_size=world_size, order=order)
+            for r in range(world_size)
+        ]
+        micro_steps = 64 // (8 * 2 * world_size)
+        return torch.cat([ld.batch(5, m)[0] for m in range(micro_steps) for ld in loaders])
+
+    torch.testing.assert_close(step_on(1), step_on(2))
+    torch.testing.assert_close(step_on(1), step_on(4))
+
+
+def test_random_windows_differ_from_step_to_step_and_never_from_run_to_run(tmp_path: Path) -> None:
+    make_dataset(tmp_path, RECIPE)
+    loader, again = (open_loader(tmp_path, order="random") for _ in range(2))
+    assert torch.equal(loader.batch(5, 0)[0], again.batch(5, 0)[0])
+    assert not torch.equal(loader.batch(5, 0)[0], loader.batch(6, 0)[0])
+
+
+def test_a_reader_that_is_ahead_waits_for_the_next_shard(tmp_path: Path) -> None:
+    make_dataset(tmp_path, RECIPE)
+    whole = read_dataset(tmp_path)
+    assert whole is not None
+    write_dataset(tmp_path, msgspec.structs.replace(whole, complete=False, shards=whole.shards[:2]))
+    waited = threading.Event()
+    tokens = TrainingTokens(tmp_path, RECIPE.data, on_wait=waited.set)
+    np.testing.assert_array_equal(tokens.read(0, 500), ring()[:500])
+    assert not waited.is_set()
+
+    got: list[np.ndarray] = []
+    reader = threading.Thread(target=lambda: got.append(tokens.read(490, 20)))
+    reader.start()
+    assert waited.wait(10)
+    assert not got
+    write_dataset(tmp_path, whole)
+    reader.join(10)
+    np.testing.assert_array_equal(got[0], ring()[490:510])

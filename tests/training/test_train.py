@@ -1,0 +1,186 @@
+"""The training program as the supervisor starts it: real processes, real ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import make_dataset, make_recipe, make_record, make_run
+from training.checkpoint import MODEL, TRAINER
+from training.config import Recipe
+from training.events import parse_lines
+from training.layout import RunPaths, committed_checkpoints
+
+pytestmark = pytest.mark.slow
+
+
+def start(
+    root: Path, recipe: Recipe, *, ranks: int = 1
+) -> tuple[subprocess.Popen[bytes], RunPaths]:
+    """Train `recipe` in `root`, with one intra-op thread, as sums depend on their number."""
+    paths = make_run(root, make_record(recipe, ranks=ranks))
+    if not (root / "data").exists():
+        make_dataset(root / "data", recipe)
+    program = ["training.train", str(paths.folder), str(root / "data")]
+    if ranks > 1:
+        program = ["training.ranks", "--standalone", "--nproc-per-node", str(ranks), "-m", *program]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *program],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    return process, paths
+
+
+def train(root: Path, recipe: Recipe, *, ranks: int = 1) -> RunPaths:
+    process, paths = start(root, recipe, ranks=ranks)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    return paths
+
+
+def metrics(paths: RunPaths) -> list[dict[str, Any]]:
+    return list(parse_lines(paths.metrics.read_bytes())) if paths.metrics.exists() else []
+
+
+def events(paths: RunPaths, kind: str) -> list[dict[str, Any]]:
+    return [e for e in parse_lines(paths.events.read_bytes()) if e["event"] == kind]
+
+
+def wait_for_step(paths: RunPaths, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not any(line["step"] >= step for line in metrics(paths)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "training never got there"
+        time.sleep(0.005)
+
+
+def final_tensors(paths: RunPaths) -> dict[str, torch.Tensor]:
+    folder = paths.checkpoint(committed_checkpoints(paths.checkpoints)[-1])
+    return {**load_file(folder / MODEL), **load_file(folder / TRAINER)}
+
+
+def assert_same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_run_learns_and_says_what_it_measured(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 40, "max_lr": 1e-2})
+    paths = train(tmp_path, recipe)
+    lines = metrics(paths)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 41))
+    assert steps[-1]["tokens"] == 40 * 64
+    assert steps[0].keys() == {
+        "step", "tokens", "loss", "lr", "grad_norm", "tokens_per_sec", "mfu"
+    }  # fmt: skip
+    validations = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    assert sorted(validations) == [*range(0, 40, 3), 40]
+    assert validations[40] < validations[0] - 0.5
+    assert committed_checkpoints(paths.checkpoints)[-1] == 40
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, ranks: int
+) -> None:
+    recipe = make_recipe(train={"steps": 60, "optimizer": "muon"}, checkpoint={"every": 5})
+    undisturbed = train(tmp_path / "undisturbed", recipe, ranks=ranks)
+
+    for step in (12, 33):
+        process, paths = start(tmp_path / "killed", recipe, ranks=ranks)
+        wait_for_step(paths, step, process)
+        process.kill()
+        process.communicate(timeout=60)
+    paths = train(tmp_path / "killed", recipe, ranks=ranks)
+
+    assert len(events(paths, "training_resumed")) >= 1
+    assert_same_bits(final_tensors(paths), final_tensors(undisturbed))
+    measured = [(line["step"], line.get("loss"), line.get("val_loss")) for line in metrics(paths)]
+    expected = [
+        (line["step"], line.get("loss"), line.get("val_loss")) for line in metrics(undisturbed)
+    ]
+    assert measured == expected
+
+
+def test_two_ranks_equal_one_rank_with_accumulation(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 20})
+    one, two = (train(tmp_path / str(n), recipe, ranks=n) for n in (1, 2))
+    losses = [[line["loss"] for line in metrics(p) if "loss" in line] for p in (one, two)]
+    # Equal but for the order of summation in fp32.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    vals = [[line["val_loss"] for line in metrics(p) if "val_loss" in line] for p in (one, two)]
+    assert vals[0] == pytest.approx(vals[1], rel=1e-4)
+
+
+def test_sigterm_saves_at_the_step_boundary_and_leaves_quietly(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 100_000}, checkpoint={"every": 100_000})
+    process, paths = start(tmp_path, recipe)
+    wait_for_step(paths, 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors.decode()
+    last = metrics(paths)[-1]["step"]
+    assert committed_checkpoints(paths.checkpoints) == [last]
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint_before_it(
+    tmp_path: Path,
+) -> None:
+    recipe = make_recipe(
+        train={"steps": 1000, "max_lr": 1e30, "warmup_steps": 900, "grad_clip": 0.0},
+        checkpoint={"every": 1},
+        eval={"every": 1000},
+    )
+    process, paths = start(tmp_path, recipe)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (event,) = events(paths, "error")
+    assert event["kind"] == "NotFiniteError"
+    broken = int(event["message"].removeprefix("step ").split(":")[0])
+    assert committed_checkpoints(paths.checkpoints)[-1] == broken - 1
+    assert event["message"] in errors.decode()
+
+
+def test_training_begins_with_the_first_shard_and_says_when_it_waits(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 12})
+    make_dataset(tmp_path / "data", recipe)
+    index = tmp_path / "data" / "dataset.json"
+    whole = json.loads(index.read_text())
+    first = {**whole, "complete": False, "shards": whole["shards"][:2]}
+    index.write_text(json.dumps(first))  # 500 training tokens: 7 steps of 64, and then no more
+    process, paths = start(tmp_path, recipe)
+    wait_for_step(paths, 7, process)
+    deadline = time.monotonic() + 30
+    while not events(paths, "waiting_for_data"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.poll() is None
+    index.write_text(json.dumps(whole))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors.decode()
+    assert metrics(paths)[-1]["step"] == 12
+
+
+def test_sigterm_while_waiting_for_data_keeps_every_finished_step(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 12}, checkpoint={"every": 100})
+    make_dataset(tmp_path / "data", recipe)
+    index = tmp_path / "data" / "dataset.json"
+    whole = json.loads(index.read_text())
+    index.write_text(json.dumps({**whole, "complete": False, "shards": whole["shards"][:2]}))
+    process, paths = start(tmp_path, recipe)
+    wait_for_step(paths, 7, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert committed_checkpoints(paths.checkpoints) == [7]
