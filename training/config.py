@@ -14,7 +14,6 @@ Count = Annotated[int, Meta(ge=1)]
 Index = Annotated[int, Meta(ge=0)]
 Rate = Annotated[float, Meta(ge=0.0)]
 Fraction = Annotated[float, Meta(ge=0.0, lt=1.0)]
-Dollars = Annotated[Decimal, Meta(gt=0)]
 
 VOCAB_MULTIPLE = 128
 """The embedding is padded to a multiple of this: 50257 → 50304 keeps tensor cores busy."""
@@ -73,7 +72,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     val_fraction: Fraction = 0.0
     """Share of a finite text kept from its end for validation; 0: the first shard is."""
     order: Literal["sequential", "random"] = "sequential"
-    """`sequential` reads the shards as the reference does; `random` draws windows anywhere."""
+    """`sequential` reads on as the reference does; `random` draws windows, shard by shard."""
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):
@@ -154,8 +153,13 @@ class NodeConfig(Section, frozen=True, kw_only=True):
 class BudgetConfig(Section, frozen=True, kw_only=True):
     """Walls, not warnings. Absent: no limit."""
 
-    usd: Dollars | None = None
+    usd: Decimal | None = None
     max_hours: Annotated[float, Meta(gt=0.0)] | None = None
+
+    def __post_init__(self) -> None:
+        # msgspec bounds no Decimal.
+        if self.usd is not None and self.usd <= 0:
+            raise ValueError(f"usd={self.usd} must be more than 0")
 
 
 class ReferenceConfig(Section, frozen=True, kw_only=True):
@@ -165,9 +169,9 @@ class ReferenceConfig(Section, frozen=True, kw_only=True):
     gpus: str
     hours: Annotated[float, Meta(gt=0.0)]
     step_ms: Annotated[float, Meta(gt=0.0)]
-    price_per_hour: Dollars
+    price_per_hour: Decimal
     price_as_of: str
-    usd: Dollars
+    usd: Decimal
     val_loss: float | None = None
     hellaswag: float | None = None
 

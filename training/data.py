@@ -2,7 +2,8 @@
 
 A step's sequences are numbered 0 … S-1; micro-step m of rank r takes the next B of them, so
 that the same sequences make a step on any number of ranks. `sequential` order reads the
-training tokens as one endless ring (the reference's order); `random` draws windows anywhere.
+training tokens as one endless ring (the reference's order); `random` draws the windows
+anywhere in the shard that `sequential` would be reading, so it too can start with the first.
 """
 
 import time
@@ -46,18 +47,21 @@ class TrainingTokens:
             length -= len(piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def total(self) -> int:
-        """All training tokens; waits until the last shard is there."""
-        self._require(None)
-        assert self._total is not None
-        return self._total
+    def shard_at(self, position: int) -> range:
+        """Positions of the shard that holds `position` of the ring, as soon as it exists."""
+        self._require(position + 1)
+        if self._total is not None:
+            position %= self._total
+        shard = position // self._shard_tokens
+        first = shard * self._shard_tokens
+        return range(first, first + len(self._arrays[shard]))
 
-    def _require(self, tokens: int | None) -> None:
-        """Return when the first `tokens` positions can be read; None: when all shards exist."""
-        while self._total is None and (tokens is None or tokens > self._readable):
+    def _require(self, tokens: int) -> None:
+        """Return when the first `tokens` positions can be read, or when all shards exist."""
+        while self._total is None and tokens > self._readable:
             if (dataset := read_dataset(self._folder)) is not None:
                 self._open(dataset)
-            if self._total is None and (tokens is None or tokens > self._readable):
+            if self._total is None and tokens > self._readable:
                 self._on_wait()
                 time.sleep(POLL_S)
 
@@ -106,12 +110,14 @@ class BatchLoader:
         return split_windows([self._tokens.read(int(s), self._block_size + 1) for s in starts])
 
     def _starts(self, step: int) -> NDArray[np.int64]:
+        """Where each of the step's sequences begins, (S,)."""
+        first = step * self._sequences * self._block_size
         if self._order == "random":
+            shard = self._tokens.shard_at(first)
             generator = np.random.Generator(np.random.Philox(key=[self._seed, step]))
-            high = self._tokens.total() - self._block_size
-            return generator.integers(0, high, size=self._sequences)
-        first = step * self._sequences
-        return (first + np.arange(self._sequences)) * self._block_size
+            last = max(shard.start, shard.stop - self._block_size - 1)
+            return generator.integers(shard.start, last, size=self._sequences, endpoint=True)
+        return first + np.arange(self._sequences) * self._block_size
 
 
 def split_windows(windows: list[NDArray[np.uint16]]) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,6 @@ def test_tokens_are_read_across_shards_and_around_the_ring(tmp_path: Path) -> No
     make_dataset(tmp_path, RECIPE)
     tokens = TrainingTokens(tmp_path, RECIPE.data, on_wait=never_wait)
     everything = ring()
-    assert tokens.total() == 1250
     for start, length in [(0, 9), (495, 10), (990, 300), (1249, 3), (1250, 4), (12_499, 2_000)]:
         expected = everything[np.arange(start, start + length) % 1250]
         np.testing.assert_array_equal(tokens.read(start, length), expected)
@@ -82,6 +81,20 @@ def test_random_windows_differ_from_step_to_step_and_never_from_run_to_run(tmp_p
     loader, again = (open_loader(tmp_path, order="random") for _ in range(2))
     assert torch.equal(loader.batch(5, 0)[0], again.batch(5, 0)[0])
     assert not torch.equal(loader.batch(5, 0)[0], loader.batch(6, 0)[0])
+
+
+def test_random_windows_lie_in_the_shard_that_the_step_has_reached(tmp_path: Path) -> None:
+    make_dataset(tmp_path, RECIPE)
+    tokens = TrainingTokens(tmp_path, RECIPE.data, on_wait=never_wait)
+    shards = [range(0, 500), range(500, 1000), range(1000, 1250)]
+    assert [tokens.shard_at(p) for p in (0, 499, 500, 1249)] == [
+        shards[0], shards[0], shards[1], shards[2]
+    ]  # fmt: skip
+    assert tokens.shard_at(1250 + 600) == shards[1]
+    inputs, _ = open_loader(tmp_path, order="random").batch(500 // 64 + 1, 0)
+    windows = np.lib.stride_tricks.sliding_window_view(ring()[500:1000], 8)
+    for row in inputs.numpy():
+        assert (windows == row).all(axis=1).any()
 
 
 def test_a_reader_that_is_ahead_waits_for_the_next_shard(tmp_path: Path) -> None:
