@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +24,23 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def exclusive(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock on `path`, in which this process's id stands. Raises BlockingIOError.
+def exclusive(path: Path, *, timeout_s: float | None = None) -> Iterator[None]:
+    """Hold the lock on `path`, in which this process's id stands; None: wait without end.
 
-    The kernel lets go of it when the process dies, however that happens.
+    The kernel lets go of it when the process dies, however that happens. Raises
+    BlockingIOError where another process held it for all of `timeout_s`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        deadline = time.monotonic() + (timeout_s or 0)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if timeout_s is None else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

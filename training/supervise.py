@@ -271,7 +271,8 @@ class Supervisor:
 def supervise(run_id: str, root: Path, store: Storage, overrides: dict[str, str | None]) -> int:
     """Take hold of the run, bring back what earlier lives left, live one more. An exit code."""
     paths = RunPaths(root, run_id)
-    with exclusive(paths.lock, wait=False):
+    # Whoever asks whether the run is alive holds the lock for a moment.
+    with exclusive(paths.lock, timeout_s=1):
         data = store.read(run_key(run_id, RUN_JSON))
         record = decode(data, RunRecord, name=RUN_JSON)
         write_atomic(paths.record, data)

@@ -276,7 +276,7 @@ def main(argv: list[str]) -> str | int:
     with join_ranks(record.device) as ranks:
         # Ranks of a life that was just killed may still be saving: wait for them.
         alone: Callable[[], AbstractContextManager[None]] = (
-            (lambda: exclusive(paths.folder / ".training", wait=True))
+            (lambda: exclusive(paths.folder / ".training"))
             if ranks.is_first
             else nullcontext
         )

@@ -8,7 +8,7 @@ from transformers import GPT2LMHeadModel
 
 from training.config import ModelConfig
 from training.export import rename_for_transformers, transformers_config
-from training.model import IGNORED, GPT
+from training.model import GPT, IGNORED
 
 TINY = ModelConfig(n_layer=3, n_head=2, n_embd=32, block_size=16, vocab_size=257)
 

@@ -20,7 +20,7 @@ def test_warm_up_is_linear_and_never_zero() -> None:
 
 
 def test_cosine_equals_the_reference_formula() -> None:
-    # build-nanogpt's get_lr, written out: min + ½(1 + cos πr)(max − min).
+    # build-nanogpt's get_lr, written out: min + ½(1 + cos πr)(max - min).
     train = make_train(min_lr=6e-5)
     for step in (10, 37, 99):
         ratio = (step - 10) / 90

@@ -1,0 +1,246 @@
+"""Text → token shards: `python -m training.prepare --root DIR --run-id ID`. Torch-free.
+
+The token stream is, for each document, an end-of-text and then its tokens; documents run
+across shards. Shard 000000 is validation. A shard exists when `dataset.json` names it, so that
+training starts on the first while later ones are written. Equal input makes equal bytes: a
+preparation that was cut short is taken up after its last good shard.
+"""
+
+import argparse
+import fcntl
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from msgspec.structs import replace
+
+from training.config import DataConfig
+from training.errors import DataError, TrainingError
+from training.events import append_event
+from training.layout import DATASETS, Dataset, RunPaths, RunRecord, Shard, decode
+from training.shards import (
+    Split,
+    Tokens,
+    read_dataset,
+    translating_write_errors,
+    verify_shard,
+    write_dataset,
+    write_shard,
+)
+from training.sources import Source, dataset_folder_key, open_source, text_after, text_before
+from training.tokenizer import Tokenizer, open_tokenizer
+
+
+def prepare(
+    data: DataConfig, folder: Path, *, block_size: int, on_shard: Callable[[Shard], None]
+) -> Dataset:
+    """Bring the data set in `folder` to completion; `on_shard` hears of each shard written.
+
+    Shards that are there and good are kept; a complete data set is returned as it is. While
+    another process prepares the same folder, this one waits. Memory: about one shard and one
+    document. Raises DataError for text that cannot be trained on, NoSpaceError, ConfigError.
+    """
+    source = open_source(data)
+    fresh = Dataset(
+        source=data.source,
+        revision=source.revision,
+        tokenizer=data.tokenizer,
+        shard_tokens=data.shard_tokens,
+        val_fraction=data.val_fraction,
+    )
+    with _locked(folder):
+        dataset = _keep_good_shards(folder, fresh)
+        if not dataset.complete:
+            shards = _split_tokens(source, open_tokenizer(data.tokenizer), data)
+            for split, tokens in islice(shards, len(dataset.shards), None):
+                if split == "val" or len(tokens) < data.shard_tokens:  # the split ends here
+                    total = _count(dataset, split) + len(tokens)
+                    _require_block(split, total, block_size, data)
+                name = _shard_name(data.source, split, len(dataset.shards))
+                shard = write_shard(folder / name, tokens, split=split)
+                dataset = replace(dataset, shards=(*dataset.shards, shard))
+                write_dataset(folder, dataset)
+                on_shard(shard)
+        for split in ("val", "train"):
+            _require_block(split, _count(dataset, split), block_size, data)
+        if not dataset.complete:
+            dataset = replace(dataset, complete=True)
+            write_dataset(folder, dataset)
+        return dataset
+
+
+def _split_tokens(
+    source: Source, tokenizer: Tokenizer, data: DataConfig
+) -> Iterator[tuple[Split, Tokens]]:
+    """Every shard's tokens in the order of writing, each valid until the next is asked for."""
+    documents = source.documents()
+    if data.val_fraction:
+        cut = int(source.size_bytes * (1 - data.val_fraction))
+        pieces = _encode(text_after(documents, cut), tokenizer)
+        yield "val", np.concatenate([np.empty(0, dtype=np.uint16), *pieces])
+        documents = text_before(source.documents(), cut)
+        for tokens in _pack(_encode(documents, tokenizer), data.shard_tokens):
+            yield "train", tokens
+    else:
+        for index, tokens in enumerate(_pack(_encode(documents, tokenizer), data.shard_tokens)):
+            yield "train" if index else "val", tokens
+
+
+def _encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Tokens]:
+    end_of_text = np.array([tokenizer.end_of_text], dtype=np.uint16)
+    for document in documents:
+        yield end_of_text
+        yield tokenizer.encode(document)
+
+
+def _pack(pieces: Iterable[Tokens], size: int) -> Iterator[Tokens]:
+    """The same tokens in runs of `size`, the last of what is left; one buffer holds each."""
+    buffer = np.empty(size, dtype=np.uint16)
+    filled = 0
+    for piece in pieces:
+        rest = piece
+        while len(rest):
+            taken = rest[: size - filled]
+            buffer[filled : filled + len(taken)] = taken
+            filled += len(taken)
+            rest = rest[len(taken) :]
+            if filled == size:
+                yield buffer
+                filled = 0
+    if filled:
+        yield buffer[:filled]
+
+
+def _count(dataset: Dataset, split: Split) -> int:
+    return sum(shard.tokens for shard in dataset.split(split))
+
+
+def _require_block(split: Split, tokens: int, block_size: int, data: DataConfig) -> None:
+    """Raise DataError where a split is shorter than one block and the token that follows it."""
+    if tokens > block_size:
+        return
+    if data.val_fraction:
+        hint = "give a longer text, or choose another data.val_fraction"
+    elif split == "val":
+        hint = "give a longer text, or raise data.shard_tokens above model.block_size"
+    else:
+        hint = (
+            f"the first data.shard_tokens={data.shard_tokens:,} tokens are for validation: "
+            "lower it, or set data.val_fraction"
+        )
+    name = {"val": "validation", "train": "training"}[split]
+    raise DataError(
+        f"the text is too short: {tokens:,} tokens for {name}, at least {block_size + 1:,} needed",
+        hint=hint,
+    )
+
+
+def _keep_good_shards(folder: Path, fresh: Dataset) -> Dataset:
+    """What is in `folder` up to its first damaged shard, which from then on does not exist."""
+    try:
+        found = read_dataset(folder)
+    except TrainingError:
+        found = None
+    if found is None or replace(found, complete=False, shards=()) != fresh:
+        return fresh
+    good: list[Shard] = []
+    for shard in found.shards:
+        try:
+            verify_shard(folder, shard)
+        except DataError:
+            found = replace(found, complete=False, shards=tuple(good))
+            write_dataset(folder, found)
+            break
+        good.append(shard)
+    return found
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process prepares `folder`. The lock ends with its process."""
+    with translating_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("wb")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left_by_a_killed_writer in folder.glob(".*.tmp"):
+            left_by_a_killed_writer.unlink()
+        yield
+
+
+def _shard_name(source: str, split: Split, index: int) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source)}_{split}_{index:06d}.bin"
+
+
+def _prepare_run(root: Path, paths: RunPaths) -> None:
+    """Prepare what a run needs; its events and this process's output tell of it."""
+    data, block_size = _read_request(paths)
+    started = last = perf_counter()
+
+    def report(shard: Shard) -> None:
+        nonlocal last
+        seconds, last = perf_counter() - last, perf_counter()
+        print(f"{shard.name}: {shard.tokens:,} tokens in {seconds:.2f} s", flush=True)
+        append_event(
+            paths.events, "shard_written", name=shard.name, tokens=shard.tokens, seconds=seconds
+        )
+
+    folder = root / DATASETS / dataset_folder_key(data)
+    dataset = prepare(data, folder, block_size=block_size, on_shard=report)
+    tokens, seconds = sum(shard.tokens for shard in dataset.shards), perf_counter() - started
+    reused = ", reused as it was" if last == started else ""
+    print(
+        f"{folder.name}: {tokens:,} tokens in {len(dataset.shards)} shards are ready{reused}",
+        flush=True,
+    )
+    append_event(
+        paths.events, "dataset_ready", tokens=tokens, shards=len(dataset.shards), seconds=seconds
+    )
+
+
+def _read_request(paths: RunPaths) -> tuple[DataConfig, int]:
+    """(data, block_size) of the run."""
+    try:
+        record = decode(paths.record.read_bytes(), RunRecord, name=str(paths.record))
+    except OSError as error:
+        raise DataError(
+            f"{paths.record} cannot be read: {error.strerror or error}",
+            hint="check --root and --run-id",
+        ) from error
+    return record.recipe.data, record.recipe.model.block_size
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.prepare", description="Write the token shards of a run."
+    )
+    parser.add_argument("--root", type=Path, required=True, help="the node's working folder")
+    parser.add_argument("--run-id", required=True)
+    options = parser.parse_args(argv)
+    paths = RunPaths(options.root, options.run_id)
+    try:
+        with translating_write_errors(options.root):
+            _prepare_run(options.root, paths)
+    except TrainingError as error:
+        kind = type(error).__name__
+        sys.stderr.write(f"{error.message}\n" + (f"{error.hint}\n" if error.hint else ""))
+        with suppress(OSError):  # the disk may be what is full
+            append_event(
+                paths.events,
+                "error",
+                stage="prepare",
+                kind=kind,
+                message=error.message,
+                hint=error.hint,
+            )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
