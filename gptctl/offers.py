@@ -1,0 +1,32 @@
+"""Machines at a price. Today the only one is this machine, at the price its owner names."""
+
+from datetime import date
+from decimal import Decimal
+
+from training.layout import Offer
+
+OWN_MACHINE = "your own machine, no price given"
+GIVEN_PRICE = "given by --price-per-hour"
+
+
+def offer_this_machine(
+    gpu_names: list[str], *, price_per_hour: Decimal | None, today: date
+) -> Offer:
+    """This machine: its GPUs by name (none: its CPU), billed at `price_per_hour` dollars."""
+    return Offer(
+        cloud="local",
+        region="here",
+        instance_type="this machine",
+        gpu=gpu_names[0] if gpu_names else "CPU",
+        gpu_count=len(gpu_names),
+        spot=False,
+        price_per_hour=price_per_hour or Decimal(0),
+        price_source=OWN_MACHINE if price_per_hour is None else GIVEN_PRICE,
+        price_as_of=today.isoformat(),
+    )
+
+
+def describe_machine(offer: Offer) -> str:
+    """`8x NVIDIA H200, this machine`"""
+    gpus = f"{offer.gpu_count}x {offer.gpu}" if offer.gpu_count else offer.gpu
+    return f"{gpus}, {offer.instance_type}"

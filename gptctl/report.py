@@ -1,0 +1,86 @@
+"""What a run reached and what it cost, read from its store."""
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+from msgspec import Struct
+
+from gptctl.offers import GIVEN_PRICE
+from training.errors import ObjectNotFoundError
+from training.events import parse_lines
+from training.layout import METRICS, SAMPLES, RunRecord, Status, run_key
+from training.storage import Storage
+
+Point = tuple[int, float]
+"""(step, loss in nats per token)"""
+
+
+class Curves(Struct, frozen=True, kw_only=True):
+    train: tuple[Point, ...] = ()
+    val: tuple[Point, ...] = ()
+
+
+class PhaseCost(Struct, frozen=True, kw_only=True):
+    seconds: float
+    usd: Decimal
+
+
+class Cost(Struct, frozen=True, kw_only=True):
+    """`cost show`: the phases add up to `spent_usd` to the last digit."""
+
+    run_id: str
+    price_per_hour: Decimal
+    price_source: str
+    price_as_of: str
+    spent_usd: Decimal
+    budget_usd: Decimal | None
+    by_phase: dict[str, PhaseCost]
+
+
+def cost_of(record: RunRecord, status: Status) -> Cost:
+    """The bill by phase, all lives together. Price: the one in force in the last life."""
+    by_phase: dict[str, PhaseCost] = {}
+    for line in status.bill:
+        so_far = by_phase.get(line.phase, PhaseCost(seconds=0.0, usd=Decimal(0)))
+        by_phase[line.phase] = PhaseCost(
+            seconds=round(so_far.seconds + line.seconds, 3), usd=so_far.usd + line.usd
+        )
+    is_own = status.price_per_hour == record.offer.price_per_hour
+    return Cost(
+        run_id=record.run_id,
+        price_per_hour=status.price_per_hour,
+        price_source=record.offer.price_source if is_own else GIVEN_PRICE,
+        price_as_of=record.offer.price_as_of,
+        spent_usd=status.spent_usd,
+        budget_usd=status.budget_usd,
+        by_phase=by_phase,
+    )
+
+
+def read_curves(store: Storage, run_id: str) -> Curves:
+    """Loss by step; a run that has measured nothing yet has empty ones."""
+    try:
+        data = store.read(run_key(run_id, METRICS))
+    except ObjectNotFoundError:
+        return Curves()
+    return curves_of(parse_lines(data))
+
+
+def curves_of(lines: Iterable[dict[str, Any]]) -> Curves:
+    """The last line of a step wins: a resumed run measures some steps again."""
+    train: dict[int, float] = {}
+    val: dict[int, float] = {}
+    for line in lines:
+        for curve, name in ((train, "loss"), (val, "val_loss")):
+            if line.get(name) is not None and isinstance(line.get("step"), int):
+                curve[line["step"]] = float(line[name])
+    return Curves(train=tuple(sorted(train.items())), val=tuple(sorted(val.items())))
+
+
+def read_samples(store: Storage, run_id: str) -> str | None:
+    """The text that the model wrote at its newest sampling; None where it wrote none."""
+    found = store.list(run_key(run_id, SAMPLES) + "/")
+    if not found:
+        return None
+    return store.read(found[-1].key).decode("utf-8", errors="replace")

@@ -1,0 +1,271 @@
+"""Runs as the store tells of them, and what is shown of them. Time enters as a value."""
+
+import re
+import secrets
+from datetime import datetime
+from decimal import Decimal
+from difflib import get_close_matches
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gptctl.backends import BackendState
+from gptctl.errors import NotFoundError, UsageError
+from training.errors import ObjectExistsError, ObjectNotFoundError, TrainingError
+from training.layout import (
+    RUN_JSON,
+    RUNS,
+    STATUS_JSON,
+    TERMINAL,
+    RunRecord,
+    State,
+    Status,
+    decode,
+    encode,
+    run_key,
+)
+from training.storage import Storage
+
+STALE_AFTER_S = 60.0
+"""A heartbeat comes each second from a folder, each ten from a bucket."""
+START_GRACE_S = 30.0
+"""A run may be recorded for this long before anything must be alive."""
+
+CHANGES: dict[State, frozenset[State]] = {
+    "pending": frozenset({"provisioning", "preparing", "stopped", "failed"}),
+    "provisioning": frozenset({"preparing", "stopped", "failed", "preempted"}),
+    "preparing": frozenset({"training", "finishing", "stopped", "failed", "preempted"}),
+    "training": frozenset({"finishing", "stopped", "failed", "preempted"}),
+    "finishing": frozenset({"succeeded", "stopped", "failed", "preempted"}),
+    "preempted": frozenset({"pending", "stopped", "failed"}),
+    "stopped": frozenset({"pending"}),
+    "failed": frozenset({"pending"}),
+    "succeeded": frozenset(),
+}
+"""From each state, the states that may follow. A resumed run is pending again."""
+
+
+class RunView(Struct, frozen=True, kw_only=True):
+    """A run as it is shown and as `--json` prints it; `read_at` is when it was looked at."""
+
+    run_id: str
+    recipe: str
+    cloud: str
+    state: State
+    reason: str | None
+    message: str | None
+    hint: str | None
+    is_stale: bool
+    backend: BackendState
+    phase: str
+    step: int
+    steps: int
+    tokens: int
+    loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    tokens_per_sec: float | None
+    mfu: float | None
+    shards: int
+    spent_usd: Decimal
+    budget_usd: Decimal | None
+    max_hours: float | None
+    price_per_hour: Decimal
+    store: str
+    created_at: datetime
+    updated_at: datetime
+    read_at: datetime
+    phases: dict[str, float]
+    """Billed seconds of each phase, all lives together."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in TERMINAL
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of training, at its present speed."""
+        if not self.tokens_per_sec or not self.step or self.is_over:
+            return None
+        return (self.steps - self.step) * self.tokens / self.step / self.tokens_per_sec
+
+
+def new_run_id(recipe_name: str) -> str:
+    """`gpt2-124m-3f9a`: safe as a folder's name and as part of a URL."""
+    slug = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-") or "run"
+    return f"{slug}-{secrets.token_hex(2)}"
+
+
+def create_run(store: Storage, record: RunRecord) -> RunRecord:
+    """Record the run before anything is asked for; under another id where its own is taken."""
+    while True:
+        try:
+            store.write(run_key(record.run_id, RUN_JSON), encode(record), if_absent=True)
+        except ObjectExistsError:
+            record = replace(record, run_id=new_run_id(record.recipe_name))
+        else:
+            write_status(store, first_status(record))
+            return record
+
+
+def first_status(record: RunRecord) -> Status:
+    return Status(
+        run_id=record.run_id,
+        state="pending",
+        phase="pending",
+        life=0,
+        step=0,
+        steps=record.recipe.train.steps,
+        tokens=0,
+        updated_at=record.created_at,
+        budget_usd=record.budget_usd,
+        max_hours=record.max_hours,
+        price_per_hour=record.offer.price_per_hour,
+    )
+
+
+def write_status(store: Storage, status: Status) -> None:
+    store.write(run_key(status.run_id, STATUS_JSON), encode(status))
+
+
+def change_state(
+    status: Status,
+    state: State,
+    *,
+    now: datetime,
+    reason: str | None = None,
+    message: str | None = None,
+    hint: str | None = None,
+) -> Status:
+    """The status after that change. Raises ValueError, a bug, where it is not a legal one."""
+    if state not in CHANGES[status.state]:
+        raise ValueError(f"a run that is {status.state} cannot become {state}")
+    return replace(
+        status,
+        state=state,
+        phase=state,
+        updated_at=now,
+        reason=reason,
+        message=message,
+        hint=hint,
+    )
+
+
+def find_run_id(store: Storage, text: str) -> str:
+    """The run that `text` names, whole or by a beginning that no other has."""
+    known = list_run_ids(store)
+    if text in known:
+        return text
+    matches = [run_id for run_id in known if text and run_id.startswith(text)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"{text!r} could be {', '.join(matches)}", hint="type one more character")
+    near = get_close_matches(text, known, n=3, cutoff=0.5)
+    raise NotFoundError(
+        f"there is no run {text!r} in {store.url}",
+        hint=f"did you mean {' or '.join(near)}?"
+        if near
+        else "`gptctl status` lists them; `--store` looks in another store",
+    )
+
+
+def list_run_ids(store: Storage) -> list[str]:
+    keys = (found.key.split("/") for found in store.list(f"{RUNS}/"))
+    return [key[1] for key in keys if len(key) == 3 and key[2] == RUN_JSON]
+
+
+def read_record(store: Storage, run_id: str) -> RunRecord:
+    """Raises NotFoundError for a run that is not in the store."""
+    try:
+        data = store.read(run_key(run_id, RUN_JSON))
+    except ObjectNotFoundError as error:
+        raise NotFoundError(
+            f"there is no run {run_id!r} in {store.url}", hint="`gptctl status` lists them"
+        ) from error
+    return decode(data, RunRecord, name=f"{run_id}/{RUN_JSON}")
+
+
+def read_status(store: Storage, record: RunRecord) -> Status:
+    """The last heartbeat; of a run whose launch was cut short, its first status."""
+    try:
+        data = store.read(run_key(record.run_id, STATUS_JSON))
+    except ObjectNotFoundError:
+        return first_status(record)
+    return decode(data, Status, name=f"{record.run_id}/{STATUS_JSON}")
+
+
+def read_all(store: Storage) -> tuple[list[tuple[RunRecord, Status]], list[str]]:
+    """Every run, newest first, and a warning for each that cannot be read."""
+    found, warnings = [], []
+    for run_id in list_run_ids(store):
+        try:
+            record = read_record(store, run_id)
+            found.append((record, read_status(store, record)))
+        except NotFoundError:
+            continue  # deleted since it was listed
+        except TrainingError as error:
+            warnings.append(f"{run_id} is left out: {error.message}")
+    found.sort(key=lambda pair: pair[0].created_at, reverse=True)
+    return found, warnings
+
+
+def view_run(
+    record: RunRecord, status: Status, backend: BackendState, *, store: str, now: datetime
+) -> RunView:
+    """What is known of the run, made one: its heartbeat, and whether anything is alive."""
+    age_s = (now - status.updated_at).total_seconds()
+    resume = f"`gptctl launch --resume {record.run_id}` goes on from the last checkpoint"
+    is_stale = False
+    if status.state not in TERMINAL and backend != "running":
+        was_started = status.state != "pending"
+        if age_s > START_GRACE_S if not was_started else backend == "gone":
+            status = replace(
+                status,
+                state="failed",
+                reason="killed",
+                message=f"its supervisor died in phase {status.phase}"
+                if was_started
+                else "it was recorded but never started",
+                hint=resume,
+            )
+    if status.state not in TERMINAL and age_s > STALE_AFTER_S:
+        is_stale = True
+        status = replace(
+            status,
+            message=f"no sign of life for {age_s:,.0f} s: its store may be out of reach",
+            hint=f"if its machine is gone, {resume}",
+        )
+    phases: dict[str, float] = {}
+    for line in status.bill:
+        phases[line.phase] = round(phases.get(line.phase, 0.0) + line.seconds, 3)
+    return RunView(
+        run_id=record.run_id,
+        recipe=record.recipe_name,
+        cloud=record.offer.cloud,
+        state=status.state,
+        reason=status.reason,
+        message=status.message,
+        hint=status.hint,
+        is_stale=is_stale,
+        backend=backend,
+        phase=status.phase,
+        step=status.step,
+        steps=status.steps,
+        tokens=status.tokens,
+        loss=status.loss,
+        val_loss=status.val_loss,
+        best_val_loss=status.best_val_loss,
+        tokens_per_sec=status.tokens_per_sec,
+        mfu=status.mfu,
+        shards=status.shards,
+        spent_usd=status.spent_usd,
+        budget_usd=status.budget_usd,
+        max_hours=status.max_hours,
+        price_per_hour=status.price_per_hour,
+        store=store,
+        created_at=record.created_at,
+        updated_at=status.updated_at,
+        read_at=now,
+        phases=phases,
+    )
