@@ -1,0 +1,212 @@
+"""How plans, runs and costs look. Readable without colour; `-` for what is not known."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gptctl.checkpoints import PulledCheckpoint
+from gptctl.cli.curve import draw_curve
+from gptctl.offers import describe_machine
+from gptctl.plan import Plan
+from gptctl.report import Cost, Curves
+from gptctl.runs import RunView
+
+CURVE_WIDTH, CURVE_HEIGHT = 76, 15
+
+
+def dollars(usd: Decimal | None) -> str:
+    """In cents, rounded up as a bill is; below ten cents to a hundredth of one."""
+    if usd is None:
+        return "-"
+    unit = Decimal("0.01") if usd == 0 or usd >= Decimal("0.1") else Decimal("0.0001")
+    return f"${usd.quantize(unit, rounding='ROUND_CEILING'):,}"
+
+
+def duration(seconds: float | None) -> str:
+    """`0.4 s`, `42 s`, `3 min 05 s`, `2 h 07 min`"""
+    if seconds is None:
+        return "-"
+    if 0 < seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def number(value: float | None, form: str = ",.0f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def spending(view: RunView) -> str:
+    limit = "" if view.budget_usd is None else f" of {dollars(view.budget_usd)}"
+    return dollars(view.spent_usd) + limit
+
+
+def moment(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def state_of(view: RunView) -> str:
+    """`stopped (budget)`; a run that has not been heard of says so."""
+    reason = f" ({view.reason})" if view.reason and view.reason != "completed" else ""
+    return f"{view.state}{reason}{' (stale)' if view.is_stale else ''}"
+
+
+def plan_table(plan: Plan, *, store: str) -> Table:
+    recipe, offer = plan.recipe, plan.offer
+    train, model = recipe.train, recipe.model
+    price = f"{dollars(offer.price_per_hour)} an hour" if offer.price_per_hour else "none"
+    budget = dollars(plan.budget_usd) if plan.budget_usd else "no limit"
+    if plan.budget_hours is not None:
+        budget += f", which buys {duration(plan.budget_hours * 3600)}"
+    batch = f"{plan.ranks} x {plan.micro_batch_size} x {model.block_size:,}"
+    table = _facts(
+        {
+            "recipe": f"{plan.recipe_name}: {recipe.summary}",
+            "model": f"{model.parameters:,} parameters ({model.n_layer} layers, "
+            f"{model.n_head} heads, {model.n_embd} wide, context {model.block_size:,})",
+            "data": recipe.data.path or recipe.data.source,
+            "training": f"{train.steps:,} steps of {train.batch_tokens:,} tokens: "
+            f"{train.tokens:,} tokens",
+            "machine": f"{describe_machine(offer)} ({offer.cloud}); "
+            f"{plan.ranks} rank{'s' if plan.ranks > 1 else ''} on {plan.device}",
+            "a step": f"{batch} tokens x {plan.grad_accum_steps}",
+            "price": f"{price} ({offer.price_source}, {offer.price_as_of})",
+            "budget": budget,
+            "time limit": duration(plan.max_hours * 3600) if plan.max_hours else "no limit",
+            "store": store,
+        }
+    )
+    if (reference := recipe.reference) is not None:
+        table.add_row(
+            "reference",
+            f"{duration(reference.hours * 3600)} on {reference.gpus}, {dollars(reference.usd)} at "
+            f"{dollars(reference.price_per_hour)} an hour as of {reference.price_as_of}; "
+            f"val loss {number(reference.val_loss, '.4g')} ({reference.source})",
+        )
+    for note in plan.notes:
+        table.add_row("note", note)
+    return table
+
+
+def runs_table(views: list[RunView]) -> Table:
+    table = _table("run", "state", "step", "val loss", "tokens/s", "spent", "budget", "created")
+    for view in views:
+        table.add_row(
+            view.run_id,
+            state_of(view),
+            f"{view.step:,}/{view.steps:,}",
+            number(view.val_loss, ".4f"),
+            number(view.tokens_per_sec),
+            dollars(view.spent_usd),
+            dollars(view.budget_usd),
+            moment(view.created_at),
+        )
+    return table
+
+
+def run_details(view: RunView) -> Table:
+    phases = ", ".join(f"{name} {duration(seconds)}" for name, seconds in view.phases.items())
+    table = _facts(
+        {
+            "run": view.run_id,
+            "recipe": f"{view.recipe} ({view.cloud})",
+            "state": state_of(view),
+            "phase": view.phase,
+            "step": f"{view.step:,} of {view.steps:,} ({view.tokens:,} tokens)",
+            "val loss": f"{number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}",
+            "speed": f"{number(view.tokens_per_sec)} tokens/s, MFU {number(view.mfu, '.1%')}",
+            "time left": duration(view.seconds_left),
+            "spent": spending(view),
+            "phases": phases or "-",
+            "store": view.store,
+            "created": moment(view.created_at),
+            "updated": moment(view.updated_at),
+        }
+    )
+    for name, text in (("message", view.message), ("hint", view.hint)):
+        if text:
+            table.add_row(name, text)
+    return table
+
+
+def cost_table(cost: Cost) -> Group:
+    table = _table("phase", "time", "share", "cost")
+    total_s = sum(phase.seconds for phase in cost.by_phase.values())
+    for name, phase in cost.by_phase.items():
+        share = f"{phase.seconds / total_s:.0%}" if total_s else "-"
+        table.add_row(name, duration(phase.seconds), share, dollars(phase.usd))
+    table.add_row("all", duration(total_s), "", dollars(cost.spent_usd), style="bold")
+    price = f"{dollars(cost.price_per_hour)} an hour" if cost.price_per_hour else "no price"
+    return Group(table, Text(f"{price} ({cost.price_source}, {cost.price_as_of})"))
+
+
+def files_table(pulled: PulledCheckpoint) -> Table:
+    table = _table("file", "bytes", "sha256")
+    for file in pulled.files:
+        table.add_row(file.name, f"{file.size_bytes:,}", file.sha256[:16])
+    table.caption = f"step {pulled.step:,} of {pulled.run_id} in {pulled.path}"
+    table.caption_justify = "left"
+    return table
+
+
+def summary(view: RunView, *, curves: Curves, samples: str | None, cost: Cost) -> Group:
+    """What a run that has ended looks like: its curve, its words, its bill, what to do next."""
+    parts: list[Any] = [Text()]
+    if drawn := draw_curve(curves, width=CURVE_WIDTH, height=CURVE_HEIGHT):
+        parts += [Text(drawn), Text()]
+    if samples:
+        parts += [Text("what it writes", style="bold"), Text(samples.rstrip()), Text()]
+    parts += [cost_table(cost), Text()]
+    outcome = f"{view.run_id}: {state_of(view)} at step {view.step:,} of {view.steps:,}"
+    losses = f"val loss {number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}"
+    parts += [Text(f"{outcome}; {losses}", style="bold")]
+    parts += [Text(f"everything it made: {_place(view)}"), Text("next:")]
+    parts += [Text(f"  {command}") for command in next_commands(view)]
+    return Group(*parts)
+
+
+def next_commands(view: RunView) -> tuple[str, ...]:
+    """Three that make sense now."""
+    run = view.run_id
+    if view.state in ("failed", "stopped"):
+        return (
+            f"gptctl launch --resume {run}",
+            f"gptctl logs {run} --stage train",
+            f"gptctl cost show {run}",
+        )
+    return (
+        f"gptctl sample {run}",
+        f"gptctl pull-checkpoint {run} --format hf --to {view.recipe}",
+        f"gptctl cost show {run}",
+    )
+
+
+def _place(view: RunView) -> str:
+    """The run's own folder in the store; before the query of an s3 URL, if it has one."""
+    base, mark, query = view.store.partition("?")
+    return f"{base.rstrip('/')}/runs/{view.run_id}{mark}{query}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _facts(facts: dict[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,172 @@
+"""The walls between the rooms, checked on the import graph and on what really gets loaded."""
+
+import ast
+import fnmatch
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What gptctl may know of training: the file contract, and nothing that needs torch.
+SHARED = ("errors", "config", "layout", "manifest", "storage", "storage_*", "schedule", "events")
+# What runs on a laptop, or beside torch but not with it.
+TORCH_FREE = (
+    *("errors", "config", "layout", "storage", "schedule", "events", "supervise", "meter", "sync"),
+    *("prepare", "tokenizer", "sources", "shards"),
+)
+# Who alone may name a foreign package, by file.
+OWNERS = {
+    "sky": ("gptctl/backends/sky.py",),
+    "boto3": ("training/storage*.py",),
+    "botocore": ("training/storage*.py",),
+    "rich": ("gptctl/cli/*.py",),
+    "typer": ("gptctl/cli/*.py",),
+    "click": ("gptctl/cli/*.py",),
+}
+HEAVY = ("sky", "boto3", "botocore", "torch", "numpy")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    module_name(path): path
+    for package in ("gptctl", "training")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported anywhere in it, inside functions too; types aside."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            members = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (member for member in members if member in MODULES)
+        yield from imports(node)
+
+
+GRAPH = {name: set(imports(tree)) for name, tree in TREES.items()}
+
+
+def reachable(start: str) -> set[str]:
+    """All that importing `start` may ever load, its own parent packages included."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += GRAPH.get(name, ())
+            waiting += [name.rpartition(".")[0]] if "." in name else []
+    return found
+
+
+def packages(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_graph_sees_imports_inside_functions_and_behind_other_modules() -> None:
+    tree = ast.parse("def f():\n    import torch.nn\n    from training import train\n")
+    assert set(imports(tree)) == {"torch.nn", "training", "training.train"}
+    assert "torch" in packages(reachable("training.train"))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("training")])
+def test_training_knows_nothing_of_the_laptop(name: str) -> None:
+    assert not packages(GRAPH[name]) & {"gptctl", "sky", "typer", "rich"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("gptctl")])
+def test_gptctl_imports_only_the_shared_part_of_training(name: str) -> None:
+    used = {n.partition(".")[2] for n in GRAPH[name] if n.startswith("training.")}
+    assert [n for n in used if not any(fnmatch.fnmatch(n, allowed) for allowed in SHARED)] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*(n for n in MODULES if n.startswith("gptctl")), *(f"training.{n}" for n in TORCH_FREE)],
+)
+def test_nothing_torch_free_can_come_to_load_torch(name: str) -> None:
+    assert name in MODULES
+    assert "torch" not in packages(reachable(name))
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_a_foreign_package_is_named_at_its_edge_only(package: str) -> None:
+    users = {
+        MODULES[name].relative_to(ROOT).as_posix()
+        for name, tree in TREES.items()
+        if package in packages(GRAPH[name]) or _imports_for_types(tree, package)
+    }
+    allowed = OWNERS[package]
+    assert {
+        u for u in users if not any(fnmatch.fnmatch(u, pattern) for pattern in allowed)
+    } == set()
+
+
+def _imports_for_types(tree: ast.AST, package: str) -> bool:
+    """An import under TYPE_CHECKING loads nothing, and yet it names the package."""
+    return any(
+        package in packages(set(imports(ast.Module(body=node.body, type_ignores=[]))))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If)
+    )
+
+
+def side_effects(tree: ast.AST) -> list[str]:
+    """Talk to the user, leave the program, or look at the environment."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found += [n for n in ("print", "input", "exit", "quit") if node.func.id == n]
+        elif isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node)
+            found += [n for n in ("sys.exit", "os.environ", "os.getenv", "os._exit") if n == dotted]
+        elif isinstance(node, ast.ImportFrom) and node.module in ("os", "sys"):
+            taken = {alias.name for alias in node.names}
+            found += sorted(taken & {"environ", "getenv", "_exit", "exit"})
+        elif isinstance(node, ast.Name) and node.id == "SystemExit":
+            found.append(node.id)
+    return found
+
+
+def test_side_effects_are_found_in_every_spelling() -> None:
+    code = "from os import environ\nprint(os.environ['A'])\nsys.exit(1)\nraise SystemExit\n"
+    assert set(side_effects(ast.parse(code))) == {
+        *("environ", "print", "os.environ", "sys.exit", "SystemExit"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in MODULES if n.startswith("gptctl") and not n.startswith("gptctl.cli")],
+)
+def test_below_the_command_line_nothing_prints_asks_exits_or_reads_the_environment(
+    name: str,
+) -> None:
+    assert side_effects(TREES[name]) == []
+
+
+@pytest.mark.parametrize("command", ["--help", "recipes", "recipes --json", "recipes show demo"])
+def test_quick_commands_load_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys; from gptctl.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        f"print(code, sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=True
+    )
+    assert ran.stderr.splitlines()[-1] == "0 []"
