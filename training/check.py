@@ -29,6 +29,18 @@ def check_node(record: RunRecord, root: Path) -> dict[str, int]:
     return found
 
 
+def raise_if_full(record: RunRecord, root: Path) -> None:
+    """Raise NoSpaceError if not even one checkpoint fits: then no restart can help."""
+    free = shutil.disk_usage(root).free
+    needed = record.recipe.model.parameters * BYTES_PER_PARAMETER
+    if free < needed:
+        raise NoSpaceError(
+            f"no space left on the disk: {free:,} bytes are free, a checkpoint takes {needed:,}; "
+            "the last checkpoint is intact",
+            hint="free some space, then `gptctl launch --resume` continues from it",
+        )
+
+
 def disk_needed_bytes(record: RunRecord) -> int:
     """Room for the checkpoints that are kept, the best, and the one being written."""
     checkpoint = record.recipe.model.parameters * BYTES_PER_PARAMETER

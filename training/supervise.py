@@ -10,10 +10,12 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
-from training.check import check_node
+from training.check import check_node, raise_if_full
 from training.errors import StorageError, TrainingError
 from training.events import append_event
 from training.layout import (
@@ -87,13 +89,13 @@ class Supervisor:
     def run(self) -> Outcome:
         """Live this life to its end; what became of the run."""
         try:
-            append_event(
-                self.paths.events,
+            self.event(
                 "life_started",
                 life=self.life,
                 price_per_hour=self.limits.price_per_hour,
                 budget_usd=self.limits.budget_usd,
             )
+            self.write_status()  # before the first upload, which must not be of an old ending
             self.sync.start()
             outcome = self.prepare_and_train()
         except TrainingError as error:
@@ -106,9 +108,9 @@ class Supervisor:
     def prepare_and_train(self) -> Outcome:
         self.enter("preparing", "checking")
         found = check_node(self.record, self.root)
-        append_event(self.paths.events, "node_checked", **found)
+        self.event("node_checked", **found)
         for why in self.sync.fetch_newest_checkpoint():
-            append_event(self.paths.events, "checkpoint_skipped", why=why)
+            self.event("checkpoint_skipped", why=why)
         self.enter("preparing", "preparing")
         dataset = self.root / DATASETS / dataset_folder_key(self.recipe.data)
         prepare = self.start(
@@ -120,8 +122,9 @@ class Supervisor:
             outcome = self.watch(self.start_training(dataset), prepare)
             if outcome is not None:
                 return outcome
+            raise_if_full(self.record, self.root)
             died_at.append(self.progress.step)
-            append_event(self.paths.events, "training_died", step=died_at[-1])
+            self.event("training_died", step=died_at[-1])
             if len(died_at) > self.recipe.node.max_restarts or died_at[-1] in died_at[:-1]:
                 again = "again at the same step" if died_at[-1] in died_at[:-1] else "once more"
                 return Outcome.failed(
@@ -207,12 +210,13 @@ class Supervisor:
             self.sync.finish(timeout_s=FINISH_TIMEOUT_S)
         except StorageError as error:
             outcome = Outcome.failed("StorageError", error.message, error.hint)
-        append_event(self.paths.events, "run_ended", state=outcome.state, reason=outcome.reason)
+        self.event("run_ended", state=outcome.state, reason=outcome.reason)
+        self.say(f"{outcome.state} ({outcome.reason}). {outcome.message or ''}")
         self.tick()
         self.state, self.phase = outcome.state, outcome.state
-        self.write_status(outcome)
+        status = self.write_status(outcome)
         if outcome.reason != "store":
-            self.sync.finish(timeout_s=FINISH_TIMEOUT_S)
+            self.sync.finish(timeout_s=FINISH_TIMEOUT_S, status=status)
             for step in committed_checkpoints(self.paths.checkpoints):
                 drop(self.paths.checkpoints, step)  # the store has them
         return outcome
@@ -232,13 +236,23 @@ class Supervisor:
             if self.limits.reached(self.meter, reserve_s=self.reserve.seconds):
                 stage.kill()
         if stage.exit_code:
-            append_event(self.paths.events, "sampling_failed", exit_code=stage.exit_code)
+            self.event("sampling_failed", exit_code=stage.exit_code)
 
     def enter(self, state: State, phase: str) -> None:
         self.tick()
         self.state, self.phase = state, phase
-        append_event(self.paths.events, "phase_started", phase=phase)
+        self.event("phase_started", phase=phase)
+        self.say(phase)
         self.write_status()
+
+    def say(self, line: str) -> None:
+        """To the log, for people; what programs read is in the events."""
+        with suppress(OSError):  # a full disk must not keep the run from ending well
+            print(f"{self.record.run_id}: {line}", flush=True)
+
+    def event(self, event: str, **fields: Any) -> None:
+        with suppress(OSError):
+            append_event(self.paths.events, event, **fields)
 
     def tick(self) -> None:
         """Bill the time since the last tick to the current phase; read what training said."""
@@ -249,7 +263,7 @@ class Supervisor:
         if now - self._wrote_status_at >= STATUS_EVERY_S:
             self.write_status()
 
-    def write_status(self, outcome: Outcome | None = None) -> None:
+    def write_status(self, outcome: Outcome | None = None) -> bytes:
         self._wrote_status_at = time.monotonic()
         status = self.progress.status(
             run_id=self.record.run_id,
@@ -265,7 +279,9 @@ class Supervisor:
             message=outcome.message if outcome else None,
             hint=outcome.hint if outcome else None,
         )
-        write_atomic(self.paths.status, encode(status))
+        with suppress(OSError):
+            write_atomic(self.paths.status, encode(status))
+        return encode(status)
 
 
 def supervise(run_id: str, root: Path, store: Storage, overrides: dict[str, str | None]) -> int:
@@ -287,7 +303,6 @@ def supervise(run_id: str, root: Path, store: Storage, overrides: dict[str, str 
             price_per_hour=Decimal(price) if price else record.offer.price_per_hour,
         )
         outcome = Supervisor(record, root, store, limits, previous).run()
-    print(f"{run_id}: {outcome.state} ({outcome.reason}). {outcome.message or ''}", flush=True)
     return 1 if outcome.state == "failed" else 0
 
 

@@ -18,6 +18,7 @@ from training.layout import (
     CHECKPOINTS,
     MANIFEST,
     RUN_JSON,
+    STATUS_JSON,
     RunPaths,
     checkpoint_name,
     checkpoint_step,
@@ -55,8 +56,11 @@ class Sync:
             thread.daemon = True  # an upload that hangs must not keep the node up
             thread.start()
 
-    def finish(self, *, timeout_s: float) -> None:
-        """Send all that is not yet sent. Raises StorageError if `timeout_s` did not suffice."""
+    def finish(self, *, timeout_s: float, status: bytes | None = None) -> None:
+        """Send all that is not yet sent, and last of all `status`, the run's last word.
+
+        Raises StorageError if `timeout_s` did not suffice.
+        """
         self._closing.set()
         deadline = time.monotonic() + timeout_s
         pause_s = 0.5
@@ -64,6 +68,8 @@ class Sync:
             try:
                 self.send_checkpoints()
                 self.send_records()
+                if status is not None:  # from memory: a full disk may not have taken it
+                    self._store.write(run_key(self._run_id, STATUS_JSON), status)
             except StorageError:
                 if time.monotonic() + pause_s > deadline:
                     raise
@@ -191,9 +197,13 @@ class Sync:
                 pause_s = min(2 * pause_s, MAX_BACKOFF_S)
                 if not self._is_unreachable:
                     self._is_unreachable = True
-                    append_event(self._paths.events, "store_unreachable", why=str(error))
+                    self._tell("store_unreachable", why=str(error))
             else:
                 pause_s = every_s
                 if self._is_unreachable:
                     self._is_unreachable = False
-                    append_event(self._paths.events, "store_recovered")
+                    self._tell("store_recovered")
+
+    def _tell(self, event: str, **fields: str) -> None:
+        with contextlib.suppress(OSError):  # the disk may be full
+            append_event(self._paths.events, event, **fields)

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from time import perf_counter, sleep
@@ -117,6 +117,12 @@ class Trainer:
         else:
             self.measured = set()
         self.event("training_resumed" if step else "training_started", step=step)
+        model, block_size = self.recipe.model, self.recipe.model.block_size
+        self.say(
+            f"{model.parameters:,} parameters; a step is {self.train.batch_tokens:,} tokens = "
+            f"{self.ranks.world_size} ranks × {self.grad_accum_steps} micro-steps × "
+            f"{self.micro_batch_size} sequences × {block_size} tokens; from step {step}"
+        )
         self.ranks.barrier()
 
     def accumulate_gradients(self, step: int) -> Tensor:
@@ -149,13 +155,19 @@ class Trainer:
             )
         tokens_per_sec = self.train.batch_tokens / seconds
         flops = tokens_per_sec * self.recipe.model.flops_per_token
+        mfu = flops / self.peak_flops if self.peak_flops else None
         self.metric(
             step=step,
             loss=loss,
             lr=lr,
             grad_norm=grad_norm,
             tokens_per_sec=tokens_per_sec,
-            mfu=flops / self.peak_flops if self.peak_flops else None,
+            mfu=mfu,
+        )
+        self.say(
+            f"step {step}/{self.train.steps}  loss {loss:.4f}  norm {grad_norm:.3f}  lr {lr:.2e}  "
+            f"{1e3 * seconds:.0f} ms  {tokens_per_sec:,.0f} tokens/s"
+            + (f"  {mfu:.1%} MFU" if mfu else "")
         )
 
     def evaluate(self, step: int) -> None:
@@ -170,7 +182,9 @@ class Trainer:
         )
         best = min(val_loss, self.state.best_val_loss or val_loss)
         self.state = msgspec.structs.replace(self.state, best_val_loss=best)
-        self.metric(step=step, val_loss=val_loss, seconds=perf_counter() - started)
+        seconds = perf_counter() - started
+        self.metric(step=step, val_loss=val_loss, seconds=seconds)
+        self.say(f"step {step}/{self.train.steps}  val loss {val_loss:.4f}  {seconds:.1f} s")
 
     def save(self, step: int) -> None:
         if not self.ranks.is_first or step == self.state.step:
@@ -206,6 +220,7 @@ class Trainer:
         if not self.is_waiting:
             self.is_waiting = True
             self.event("waiting_for_data")
+            self.say("waiting for the next shard")
 
     def report_checkpoint(self, step: int, stall_s: float, write_s: float) -> None:
         self.event("checkpoint_saved", step=step, stall_s=stall_s, write_s=write_s)
@@ -234,6 +249,11 @@ class Trainer:
     def event(self, event: str, **fields: Any) -> None:
         if self.ranks.is_first:
             append_event(self.paths.events, event, **fields)
+
+    def say(self, line: str) -> None:
+        """To the log, for people; what programs read is in metrics and events."""
+        if self.ranks.is_first:
+            print(line, flush=True)
 
     def beat(self) -> None:
         """A sign of life, by which the supervisor tells slow from hung."""
@@ -276,9 +296,7 @@ def main(argv: list[str]) -> str | int:
     with join_ranks(record.device) as ranks:
         # Ranks of a life that was just killed may still be saving: wait for them.
         alone: Callable[[], AbstractContextManager[None]] = (
-            (lambda: exclusive(paths.folder / ".training"))
-            if ranks.is_first
-            else nullcontext
+            (lambda: exclusive(paths.folder / ".training")) if ranks.is_first else nullcontext
         )
         try:
             with alone():
@@ -287,14 +305,15 @@ def main(argv: list[str]) -> str | int:
         except StoppedWaiting:
             return 0
         except TrainingError as error:
-            append_event(
-                paths.events,
-                "error",
-                stage="train",
-                kind=type(error).__name__,
-                message=error.message,
-                hint=error.hint,
-            )
+            with suppress(OSError):  # where the disk is full, the supervisor finds that itself
+                append_event(
+                    paths.events,
+                    "error",
+                    stage="train",
+                    kind=type(error).__name__,
+                    message=error.message,
+                    hint=error.hint,
+                )
             return error.report
     return 0
 
