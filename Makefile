@@ -29,7 +29,7 @@ check: install
 bench: install  ## what the README claims about speed; wants an idle machine
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/checkpoint_stall.py
-	$(BIN)/python bench/time_to_loss.py
+	$(BIN)/python bench/time_to_loss.py $(TEXT)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
