@@ -9,10 +9,11 @@ INSTALLED := .venv/.installed
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade "pip>=25.1"  # the first that reads dependency groups
-	$(BIN)/pip install --quiet --editable ".[cloud,train]" --group dev
-	touch $@
+	@echo "Installing into .venv: some minutes the first time, nothing after that."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -qq --upgrade "pip>=25.1"  # the first that reads dependency groups
+	@$(BIN)/pip install -qq --editable ".[cloud,train]" --group dev
+	@touch $@
 
 demo: install  ## train a small GPT on this machine, through the whole pipeline
 	@$(BIN)/gptctl launch demo --cloud local --price-per-hour 0.10 --budget 0.05 --yes

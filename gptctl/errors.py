@@ -8,7 +8,8 @@
     └── BackendError       8    the cloud, or this machine, did not do what was asked
 A `training.errors.StorageError` exits with 7, any other `TrainingError` with 4. A run that
 stopped at its budget or its deadline exits with 5, one that a user stopped with 9; Ctrl-C
-with 130. Anything else is a bug: 1. Errors are printed in one place, `gptctl.cli`.
+with 130, a reader that went away (`| head`) with 141. Anything else is a bug: 1. Errors are
+printed in one place, `gptctl.cli`.
 """
 
 from training.errors import StorageError, TrainingError

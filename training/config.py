@@ -95,7 +95,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     beta2: Fraction = 0.95
     eps: Annotated[float, Meta(gt=0.0)] = 1e-8
     grad_clip: Rate = 1.0
-    seed: Index = 1337
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1337
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type of the matrix products; `auto`: bfloat16 on CUDA, float32 on a CPU."""
     compile: bool = False
