@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpt2_vocabulary import link_vocabulary
 from tests.s3_server import S3Server, start_server
 
 
@@ -45,3 +46,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def gpt2_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for tiktoken, set for this process and its children."""
+    folder = tmp_path / "tiktoken"
+    link_vocabulary(folder)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+    return folder

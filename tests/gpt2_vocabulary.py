@@ -4,8 +4,6 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
-
 SOURCE = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 
@@ -18,12 +16,3 @@ def link_vocabulary(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("vocab.bpe", "encoder.json"):
         (folder / hashlib.sha1((SOURCE + name).encode()).hexdigest()).symlink_to(data / name)
-
-
-@pytest.fixture
-def gpt2_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache for tiktoken, set for this process and its children."""
-    folder = tmp_path / "tiktoken"
-    link_vocabulary(folder)
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
-    return folder

@@ -50,6 +50,8 @@ class CheckpointWriter:
     ) -> None:
         """`on_commit(step, stall_s, write_s)` is called once each checkpoint is committed."""
         self._checkpoints = checkpoints
+        for left_by_a_killed_writer in checkpoints.glob(".*.partial"):
+            shutil.rmtree(left_by_a_killed_writer, ignore_errors=True)
         self._on_commit = on_commit
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -139,7 +141,12 @@ def load_newest(
 
 
 def read_state(folder: Path) -> TrainerState:
-    return decode((folder / STATE).read_bytes(), TrainerState, name=f"{folder.name}/{STATE}")
+    """What is not a tensor. Raises CheckpointError where there is none."""
+    try:
+        data = (folder / STATE).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {STATE}") from error
+    return decode(data, TrainerState, name=f"{folder.name}/{STATE}")
 
 
 def load_model(folder: Path, model: GPT) -> None:
@@ -164,7 +171,7 @@ def _explain(error: BaseException, final: Path, checkpoints: Path) -> BaseExcept
     # safetensors wraps the system's error in a text of its own.
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "No space left" in str(error) or "os error 28" in str(error):
-        free = shutil.disk_usage(checkpoints).free
+        free = shutil.disk_usage(checkpoints.parent).free  # the folder itself may be what failed
         return NoSpaceError(
             f"no space left on the disk to save {final.name} ({free:,} bytes free); "
             "the checkpoint before it is intact",

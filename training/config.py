@@ -97,7 +97,7 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     grad_clip: Rate = 1.0
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1337
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast type of the matrix products; `auto`: bfloat16 on CUDA, float32 on a CPU."""
+    """Autocast type of the matrix products; `auto`: bfloat16 where the hardware multiplies it."""
     compile: bool = False
 
     def __post_init__(self) -> None:

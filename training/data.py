@@ -6,8 +6,6 @@ training tokens as one endless ring (the reference's order); `random` draws the 
 anywhere in the shard that `sequential` would be reading, so it too can start with the first.
 """
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.config import DataConfig
+from training.errors import TrainingError
 from training.layout import Dataset
 from training.shards import open_shard, read_dataset
 
@@ -25,17 +24,22 @@ POLL_S = 0.2
 class TrainingTokens:
     """The training shards as one array that may still be growing."""
 
-    def __init__(self, folder: Path, data: DataConfig, *, on_wait: Callable[[], None]) -> None:
-        """`on_wait` is called at every poll while the reader waits for a shard to be written."""
+    def __init__(self, folder: Path, data: DataConfig) -> None:
         self._folder = folder
         self._shard_tokens = data.shard_tokens
-        self._on_wait = on_wait
         self._arrays: list[NDArray[np.uint16]] = []
         self._total: int | None = None
 
+    def has(self, tokens: int) -> bool:
+        """Whether the first `tokens` positions can be read, if need be by going round again."""
+        if self._total is None and tokens > self._readable:
+            dataset = read_prepared(self._folder)
+            if dataset is not None:
+                self._open(dataset)
+        return self._total is not None or tokens <= self._readable
+
     def read(self, start: int, length: int) -> NDArray[np.uint16]:
-        """`length` tokens from position `start` of the ring, as soon as they exist."""
-        self._require(start + length)
+        """`length` tokens from position `start` of the ring, which it must have."""
         pieces = []
         while length:
             if self._total is not None:
@@ -48,22 +52,12 @@ class TrainingTokens:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def shard_at(self, position: int) -> range:
-        """Positions of the shard that holds `position` of the ring, as soon as it exists."""
-        self._require(position + 1)
+        """Positions of the shard that holds `position` of the ring, which it must have."""
         if self._total is not None:
             position %= self._total
         shard = position // self._shard_tokens
         first = shard * self._shard_tokens
         return range(first, first + len(self._arrays[shard]))
-
-    def _require(self, tokens: int) -> None:
-        """Return when the first `tokens` positions can be read, or when all shards exist."""
-        while self._total is None and tokens > self._readable:
-            if (dataset := read_dataset(self._folder)) is not None:
-                self._open(dataset)
-            if self._total is None and tokens > self._readable:
-                self._on_wait()
-                time.sleep(POLL_S)
 
     @property
     def _readable(self) -> int:
@@ -104,7 +98,15 @@ class BatchLoader:
         self._rank = rank
         self._world_size = world_size
 
+    def has(self, step: int) -> bool:
+        """Whether every sequence of the step can be read: the same answer on every rank."""
+        first = step * self._sequences * self._block_size
+        if self._order == "random":
+            return self._tokens.has(first + 1)  # and so the shard that it is in
+        return self._tokens.has(first + self._sequences * self._block_size + 1)
+
     def batch(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
+        """Of a step that it `has`."""
         first = (micro_step * self._world_size + self._rank) * self._micro_batch_size
         starts = self._starts(step)[first : first + self._micro_batch_size]
         return split_windows([self._tokens.read(int(s), self._block_size + 1) for s in starts])
@@ -124,3 +126,14 @@ def split_windows(windows: list[NDArray[np.uint16]]) -> tuple[Tensor, Tensor]:
     """Windows of T+1 tokens → inputs and the tokens that follow them, (B, T) int64 each."""
     both = torch.from_numpy(np.stack(windows).astype(np.int64))
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+
+def read_prepared(folder: Path) -> Dataset | None:
+    """The shards that exist so far. A `dataset.json` that is damaged counts as none yet:
+
+    preparation, which has only just begun, writes it anew.
+    """
+    try:
+        return read_dataset(folder)
+    except TrainingError:
+        return None

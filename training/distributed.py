@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.processes import available_cores
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
@@ -27,6 +29,11 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    def agree(self, *mine: bool) -> list[bool]:
+        """For each of the flags, whether any rank has it set."""
+        flags = torch.tensor(mine, dtype=torch.float32, device=self.device)
+        return [count > 0 for count in self.all_sum(flags).tolist()]
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -58,9 +65,3 @@ def join_ranks(device: Literal["cpu", "cuda"]) -> Iterator[Ranks]:
         yield ranks
     finally:
         dist.destroy_process_group()
-
-
-def available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

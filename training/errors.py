@@ -9,6 +9,7 @@ TrainingError            a fault that somebody can mend; never a bug
 └── StorageError         the store refused, and would refuse again
     ├── ObjectNotFoundError    nothing is stored under that key
     ├── ObjectExistsError      something is, and it must not be replaced
+    ├── ObjectDamagedError     what came down is not what was stored
     └── StorageUnavailableError  out of reach now: worth another try
 """
 
@@ -56,6 +57,10 @@ class ObjectNotFoundError(StorageError):
 
 
 class ObjectExistsError(StorageError):
+    pass
+
+
+class ObjectDamagedError(StorageError):
     pass
 
 

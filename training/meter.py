@@ -1,6 +1,7 @@
 """What the run has cost, second by second, and when it must stop to stay inside its limits."""
 
 from decimal import Decimal
+from math import inf
 
 from msgspec import Struct
 
@@ -54,13 +55,21 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     def reached(self, meter: Meter, *, reserve_s: float) -> str | None:
         """`budget` or `deadline` when no more than `reserve_s` seconds are left before it."""
-        if self.budget_usd is not None:
-            reserve = Decimal(repr(reserve_s)) * self.price_per_hour / 3600
-            if meter.spent_usd + reserve >= self.budget_usd and self.price_per_hour:
-                return "budget"
-        if self.max_hours is not None and meter.seconds + reserve_s >= self.max_hours * 3600:
-            return "deadline"
-        return None
+        if self._budget_left_s(meter) <= reserve_s:
+            return "budget"
+        return "deadline" if self._time_left_s(meter) <= reserve_s else None
+
+    def left_s(self, meter: Meter) -> float:
+        """Seconds until the first of the two; infinite where there is neither."""
+        return min(self._budget_left_s(meter), self._time_left_s(meter))
+
+    def _budget_left_s(self, meter: Meter) -> float:
+        if self.budget_usd is None or not self.price_per_hour:
+            return inf
+        return float((self.budget_usd - meter.spent_usd) * 3600 / self.price_per_hour)
+
+    def _time_left_s(self, meter: Meter) -> float:
+        return inf if self.max_hours is None else self.max_hours * 3600 - meter.seconds
 
 
 class Reserve(Struct, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """How a life of a run ended, and what a training process's exit says about it (pure)."""
 
+import errno
 from typing import Any
 
 from training.layout import Record, State
@@ -12,6 +13,7 @@ REASONS = {
     "NoSpaceError": "no_space",
     "StorageError": "store",
     "ObjectNotFoundError": "store",
+    "ObjectDamagedError": "store",
     "StorageUnavailableError": "store",
     "TrainingError": "node",
 }
@@ -29,6 +31,13 @@ class Outcome(Record, frozen=True, kw_only=True):
         """`kind` is an error's name, or already a reason."""
         return cls(state="failed", reason=REASONS.get(kind, kind), message=message, hint=hint)
 
+    @classmethod
+    def refused(cls, error: OSError) -> "Outcome":
+        """The node itself would not do what the supervisor asked of it."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return cls.failed("no_space", f"no space left on the disk: {error}", "free some space")
+        return cls.failed("node", f"this machine refused: {error}", "mend it, then resume the run")
+
 
 _STOPPED = {
     "budget": "the budget is used up but for what it took to save and upload",
@@ -38,18 +47,28 @@ _STOPPED = {
 
 
 def judge_exit(
-    exit_code: int, *, is_complete: bool, stop_reason: str | None, error: dict[str, Any] | None
+    exit_code: int,
+    *,
+    is_complete: bool,
+    stop_reason: str | None,
+    error: dict[str, Any] | None,
+    run_id: str,
 ) -> Outcome | None:
     """What became of the run when its training process ended. None: it crashed, try again.
 
     An `error` that training or preparation could name would come again: no restart.
     """
-    if error is not None:
-        return Outcome.failed(error["kind"], error["message"], error["hint"])
     if exit_code == 0 and is_complete:
         return Outcome(state="succeeded", reason="completed")
+    if error is not None:
+        return Outcome.failed(error["kind"], error["message"], error["hint"])
     if stop_reason == "data":
-        return Outcome.failed("data", "preparing the data died", "`gptctl logs … --stage prepare`")
+        return Outcome.failed(
+            "data",
+            "preparing the data died without a word, as where the memory is used up",
+            f"`gptctl logs {run_id} --stage prepare` shows how far it came; "
+            f"`gptctl launch --resume {run_id}` goes on after its last shard",
+        )
     if stop_reason is not None or exit_code == 0:
         reason = stop_reason or "user"  # exit 0 before the end: ranks obey SIGTERM only
         return Outcome(state="stopped", reason=reason, message=_STOPPED[reason])

@@ -1,4 +1,4 @@
-"""What a GPU could do at best: the denominator of model FLOPs utilization."""
+"""What a device can do: its peak, the denominator of model FLOPs utilization, and bfloat16."""
 
 import torch
 
@@ -16,3 +16,10 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for key, peak in DENSE_BF16_FLOPS.items() if key in name), None)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster there: any CUDA device, some CPUs."""
+    return device.type == "cuda" or any(
+        torch.cpu.get_capabilities().get(feature) for feature in ("avx512_bf16", "amx_bf16")
+    )

@@ -23,6 +23,7 @@ from training.config import DataConfig
 from training.errors import DataError, TrainingError
 from training.events import append_event
 from training.layout import DATASETS, Dataset, RunPaths, RunRecord, Shard, decode
+from training.processes import end_with_parent
 from training.shards import (
     Split,
     Tokens,
@@ -243,4 +244,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them."""
+"""Processes that end when they are asked to, and do not outlive the one that started them."""
 
 import ctypes
 import fcntl
@@ -10,16 +10,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PARENT_PID = "TRAINING_PARENT_PID"
+"""Environment variable in which a parent tells its children who they belong to."""
+
 _PR_SET_PDEATHSIG = 1
 
 
+class StopFlag:
+    """Set by SIGTERM, for a loop to read where it can stop."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_set", True))
+
+
 def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent dies, even by SIGKILL (Linux: prctl(2))."""
+    """Have the kernel send SIGTERM when the parent dies, even by SIGKILL (Linux: prctl(2)).
+
+    The parent says by PARENT_PID who it is, as it may have died while this process was loading.
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = int(os.environ.get(PARENT_PID, os.getppid()))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -31,7 +45,7 @@ def exclusive(path: Path, *, timeout_s: float | None = None) -> Iterator[None]:
     BlockingIOError where another process held it for all of `timeout_s`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("r+b" if path.exists() else "w+b") as file:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
         deadline = time.monotonic() + (timeout_s or 0)
         while True:
             try:
@@ -43,3 +57,10 @@ def exclusive(path: Path, *, timeout_s: float | None = None) -> Iterator[None]:
                 time.sleep(0.05)
         os.pwrite(file.fileno(), f"{os.getpid():<20}".encode(), 0)  # over the old one: no gap
         yield
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

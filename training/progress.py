@@ -1,6 +1,7 @@
 """What training and preparation have said so far, read from their files as they grow."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from training.events import Tail
@@ -15,7 +16,7 @@ class Progress:
         self._events = Tail(paths.events)
         self._events.read()  # earlier lives have been told
         self.shards = 0
-        self.boundary_s = 0.0
+        self.evaluation_s = 0.0
         self.save_s = 0.0
         self.error: dict[str, Any] | None = None
         self.restart()
@@ -32,6 +33,13 @@ class Progress:
         self.best_val_loss: float | None = None
         self.tokens_per_sec: float | None = None
         self.mfu: float | None = None
+
+    @property
+    def boundary_s(self) -> float:
+        """Longest way to the next step boundary: through an evaluation and a step."""
+        if not (self.step and self.tokens_per_sec):
+            return self.evaluation_s
+        return self.evaluation_s + self.tokens / self.step / self.tokens_per_sec
 
     def read(self) -> None:
         for event in self._events.read():
@@ -60,6 +68,8 @@ class Progress:
                 self.is_training = True
             case "shard_written":
                 self.shards += 1
+            case "dataset_ready":
+                self.shards = event["shards"]  # with those of earlier lives
             case "checkpoint_saved":
                 self.save_s = max(self.save_s, event["stall_s"] + event["write_s"])
             case "error" if self.error is None:
@@ -69,11 +79,37 @@ class Progress:
         self.step, self.tokens = line["step"], line["tokens"]
         if "val_loss" in line:
             self.val_loss = line["val_loss"]
-            self.best_val_loss = min(self.best_val_loss or self.val_loss, self.val_loss)
-            self.boundary_s = max(self.boundary_s, line["seconds"])
+            losses = self.best_val_loss, self.val_loss
+            self.best_val_loss = min(loss for loss in losses if loss is not None)
+            self.evaluation_s = max(self.evaluation_s, line["seconds"])
         else:
             self.loss = line["loss"]
             self.mfu = line["mfu"]
             # Smoothed over some ten steps: single steps jump about.
             now, before = line["tokens_per_sec"], self.tokens_per_sec
             self.tokens_per_sec = now if before is None else 0.9 * before + 0.1 * now
+
+
+class Heartbeat:
+    """The file that training touches; its silence in seconds of the caller's monotonic clock.
+
+    The file's own time would not do: that clock jumps, and runs on while a laptop sleeps.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last: int | None = None
+        self._heard_at = 0.0
+
+    def restart(self, now: float) -> None:
+        self._path.touch()
+        self._heard_at = now
+
+    def silence_s(self, now: float) -> float:
+        try:
+            beat = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            beat = None  # silence, too
+        if beat != self._last:
+            self._last, self._heard_at = beat, now
+        return now - self._heard_at

@@ -16,6 +16,7 @@ from training.checkpoint import load_model, read_state
 from training.errors import TrainingError
 from training.layout import write_atomic
 from training.model import GPT
+from training.processes import end_with_parent
 from training.tokenizer import open_tokenizer
 
 SEPARATOR = "-" * 72
@@ -106,4 +107,5 @@ def main(argv: list[str]) -> str | int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main(sys.argv[1:]))

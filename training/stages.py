@@ -10,11 +10,18 @@ from pathlib import Path
 
 import psutil
 
+from training.processes import PARENT_PID
+
+KILL_TIMEOUT_S = 10.0
+"""A process that outlives SIGKILL for so long is stuck in the kernel, as behind a sick GPU."""
+
 
 class Stage:
     """One child program and whatever it starts in turn."""
 
     def __init__(self, arguments: list[str], *, log: Path, env: Mapping[str, str]) -> None:
+        self._asked: set[int] = set()
+        self._is_given_up = False
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -22,25 +29,32 @@ class Stage:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", PARENT_PID: str(os.getpid()), **env},
             )
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs; negative for the signal that killed it."""
-        return self._process.poll()
+        return -signal.SIGKILL if self._is_given_up else self._process.poll()
 
     def ask_to_stop(self, *, ranks: bool = False) -> None:
         """SIGTERM; to the ranks that torchrun has started, not to itself, where `ranks`.
 
-        torchrun, asked to stop, would kill its ranks after 30 s, in the middle of a save.
+        torchrun, asked to stop, would kill its ranks after 30 s, in the middle of a save; as
+        it would where one of them died of being asked again on its way out. So each is asked
+        once, also where this is called again for ranks that were not there yet.
         """
-        self._signal(signal.SIGTERM, self._children() if ranks else [self._process.pid])
+        pids = self._children() if ranks else [self._process.pid]
+        self._signal(signal.SIGTERM, [pid for pid in pids if pid not in self._asked])
+        self._asked.update(pids)
 
     def kill(self) -> None:
         """SIGKILL, to everything below it too."""
         self._signal(signal.SIGKILL, [self._process.pid, *self._children(recursive=True)])
-        self._process.wait()
+        try:
+            self._process.wait(timeout=KILL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._is_given_up = True
 
     def _children(self, *, recursive: bool = False) -> list[int]:
         try:

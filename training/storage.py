@@ -46,7 +46,7 @@ class Storage(Protocol):
         """Store the file at `path`, of any size, all of it or nothing."""
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
-        """Write to `path`, all of it or nothing; StorageError if it is not what `sha256` says."""
+        """Write to `path`, all of it or nothing. Raises ObjectDamagedError if `sha256` differs."""
 
     def list(self, prefix: str = "") -> list[StoredObject]:
         """Objects whose key starts with `prefix`, sorted by key."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.errors import StorageError, StorageUnavailableError
+from training.errors import ObjectDamagedError, StorageError, StorageUnavailableError
 from training.layout import sha256_file
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -43,9 +43,9 @@ def staged(path: Path, *, if_absent: bool = False) -> Iterator[Path]:
 
 
 def verify(path: Path, key: str, sha256: str | None) -> None:
-    """Raises StorageError where `path`, just fetched from `key`, is not what `sha256` says."""
+    """Raises ObjectDamagedError where `path`, fetched from `key`, is not what `sha256` says."""
     if sha256 is not None and (found := sha256_file(path)) != sha256:
-        raise StorageError(
+        raise ObjectDamagedError(
             f"{key} is not what was stored: its sha256 is {found}, not {sha256}",
             hint="the stored copy is damaged or was changed; use an older checkpoint",
         )

@@ -6,68 +6,68 @@ SIGTERM or a fault. The same program runs on a cloud node and for `--cloud local
 """
 
 import argparse
-import os
-import signal
 import sys
 import time
-from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 from training.check import check_node, raise_if_full
 from training.errors import StorageError, TrainingError
-from training.events import append_event
+from training.journal import Journal
 from training.layout import (
     DATASETS,
     RUN_JSON,
     STATUS_JSON,
     RunPaths,
     RunRecord,
-    State,
     Status,
     checkpoint_name,
     committed_checkpoints,
     decode,
-    encode,
     run_key,
     write_atomic,
 )
 from training.manifest import drop
-from training.meter import Limits, Meter, Reserve
+from training.meter import Limits, Reserve
 from training.outcome import Outcome, judge_exit
-from training.processes import exclusive
-from training.progress import Progress
+from training.processes import StopFlag, available_cores, exclusive
+from training.progress import Heartbeat
 from training.sources import dataset_folder_key
 from training.stages import Stage
 from training.storage import Storage, open_store
 from training.sync import Sync
 
 TICK_S = 0.2
-STATUS_EVERY_S = 1.0
 STOP_GRACE_S = 120.0
 """Longest wait, beyond what the reserve has learned, for ranks to save after SIGTERM."""
 FINISH_TIMEOUT_S = 900.0
-"""Longest wait at the end for a store that is out of reach."""
+"""Longest wait at the end for a store that is out of reach, where the limits allow as much."""
+LAST_CHANCE_S = 3.0
+"""Of that, what is left where the limits allow nothing more."""
+LAST_WORD_S = 60.0
+"""Longest wait for the store to take the last status, which no bill can contain."""
 
 
 class Supervisor:
     def __init__(
-        self, record: RunRecord, root: Path, store: Storage, limits: Limits, previous: Status | None
+        self,
+        record: RunRecord,
+        root: Path,
+        store: Storage,
+        limits: Limits,
+        previous: Status | None,
+        stop: StopFlag,
     ) -> None:
         self.record = record
         self.recipe = record.recipe
         self.root = root
         self.paths = RunPaths(root, record.run_id)
         self.limits = limits
-        self.life = previous.life + 1 if previous else 1
-        self.meter = Meter(
-            previous.bill if previous else (),
-            life=self.life,
-            price_per_hour=limits.price_per_hour,
-        )
+        self.stop = stop
+        self.journal = Journal(record, self.paths, limits, previous)
+        self.progress = self.journal.progress
+        self.heartbeat = Heartbeat(self.paths.heartbeat)
         self.reserve = Reserve()
-        self.progress = Progress(self.paths)
         self.sync = Sync(
             store,
             self.paths,
@@ -75,43 +75,38 @@ class Supervisor:
             keep=self.recipe.checkpoint.keep,
             every_s=1.0 if "://" not in store.url else 10.0,
         )
-        self.state: State = "preparing"
-        self.phase = "checking"
-        self.stop_reason: str | None = None
         self.stages: list[Stage] = []
-        self._ticked_at = time.monotonic()
-        self._wrote_status_at = 0.0
-        signal.signal(signal.SIGTERM, lambda *_: self.request_stop("user"))
-
-    def request_stop(self, reason: str) -> None:
-        self.stop_reason = self.stop_reason or reason
 
     def run(self) -> Outcome:
         """Live this life to its end; what became of the run."""
         try:
-            self.event(
+            self.journal.event(
                 "life_started",
-                life=self.life,
+                life=self.journal.life,
                 price_per_hour=self.limits.price_per_hour,
                 budget_usd=self.limits.budget_usd,
             )
-            self.write_status()  # before the first upload, which must not be of an old ending
+            # Before the first upload, which must not be of an old ending.
+            self.journal.write_status()
             self.sync.start()
             outcome = self.prepare_and_train()
         except TrainingError as error:
             outcome = Outcome.failed(type(error).__name__, error.message, error.hint)
+        except OSError as error:
+            outcome = Outcome.refused(error)
         finally:
             for stage in self.stages:
                 stage.kill()
         return self.finish(outcome)
 
     def prepare_and_train(self) -> Outcome:
-        self.enter("preparing", "checking")
+        self.journal.enter("preparing", "checking")
         found = check_node(self.record, self.root)
-        self.event("node_checked", **found)
+        self.journal.event("node_checked", **found)
         for why in self.sync.fetch_newest_checkpoint():
-            self.event("checkpoint_skipped", why=why)
-        self.enter("preparing", "preparing")
+            self.journal.event("checkpoint_skipped", why=why)
+            self.journal.say(f"passed over: {why}")
+        self.journal.enter("preparing", "preparing")
         dataset = self.root / DATASETS / dataset_folder_key(self.recipe.data)
         prepare = self.start(
             "prepare",
@@ -124,7 +119,7 @@ class Supervisor:
                 return outcome
             raise_if_full(self.record, self.root)
             died_at.append(self.progress.step)
-            self.event("training_died", step=died_at[-1])
+            self.journal.event("training_died", step=died_at[-1])
             if len(died_at) > self.recipe.node.max_restarts or died_at[-1] in died_at[:-1]:
                 again = "again at the same step" if died_at[-1] in died_at[:-1] else "once more"
                 return Outcome.failed(
@@ -135,65 +130,65 @@ class Supervisor:
 
     def watch(self, training: Stage, prepare: Stage) -> Outcome | None:
         """Until training ends: how the run ended with it, or None where it is worth a restart."""
-        asked_at: float | None = None
+        stop_reason: str | None = None
+        asked_at = 0.0
         while True:
             time.sleep(TICK_S)
-            self.tick()
-            if self.phase != "training" and asked_at is None and self.progress.is_training:
-                self.enter("training", "training")
-            if asked_at is None:
-                self.check_limits(prepare)
-                if self.stop_reason is not None:
-                    asked_at = time.monotonic()
-                    self.enter("finishing", "finishing")
+            self.journal.tick()
+            if stop_reason is None:
+                if self.journal.phase != "training" and self.progress.is_training:
+                    self.journal.enter("training", "training")
+                stop_reason, asked_at = self.reason_to_stop(prepare), time.monotonic()
+                if stop_reason is not None:
+                    self.journal.enter("finishing", "finishing")
+            elif not self.progress.is_training:
+                training.kill()  # it has nothing to save yet, and may not even hear us
             elif time.monotonic() - asked_at > STOP_GRACE_S + self.reserve.seconds:
                 training.kill()
             else:
-                training.ask_to_stop(ranks=self.record.ranks > 1)  # ranks may only now be there
-            if training.exit_code is None and self.is_stalled():
+                training.ask_to_stop(ranks=self.record.ranks > 1)
+            silence_s = self.heartbeat.silence_s(time.monotonic())
+            if training.exit_code is None and silence_s > self.recipe.node.stall_after_s:
                 training.kill()
                 return Outcome.failed(
                     "stalled",
-                    f"training gave no sign of life for {self.recipe.node.stall_after_s:.0f} s "
+                    f"training gave no sign of life for {silence_s:.0f} s "
                     f"at step {self.progress.step} and was killed; its last checkpoint is safe",
                     "a hung collective or a sick GPU; "
                     f"`gptctl launch --resume {self.record.run_id}` goes on from the checkpoint",
                 )
             if (code := training.exit_code) is not None:
-                self.tick()
+                self.journal.tick()
                 return judge_exit(
                     code,
                     is_complete=self.progress.step >= self.recipe.train.steps,
-                    stop_reason=self.stop_reason,
+                    stop_reason=stop_reason,
                     error=self.progress.error,
+                    run_id=self.record.run_id,
                 )
 
-    def check_limits(self, prepare: Stage) -> None:
-        """Find a reason to stop, if there is one now."""
+    def reason_to_stop(self, prepare: Stage) -> str | None:
+        if self.stop.is_set:
+            return "user"
         self.reserve = self.reserve.learn(
             boundary_s=self.progress.boundary_s,
             save_s=self.progress.save_s,
             upload_s=self.sync.upload_s,
         )
-        reached = self.limits.reached(self.meter, reserve_s=self.reserve.seconds)
-        if reached:
-            self.request_stop(reached)
-        elif prepare.exit_code not in (None, 0):
-            self.request_stop("data")
-
-    def is_stalled(self) -> bool:
-        age_s = time.time() - self.paths.heartbeat.stat().st_mtime
-        return age_s > self.recipe.node.stall_after_s
+        if reached := self.limits.reached(self.journal.meter, reserve_s=self.reserve.seconds):
+            return reached
+        return None if prepare.exit_code in (None, 0) else "data"
 
     def start_training(self, dataset: Path) -> Stage:
-        self.paths.heartbeat.touch()
+        self.heartbeat.restart(time.monotonic())
         self.progress.restart()
         program = ["training.train", str(self.paths.folder), str(dataset)]
         if self.record.ranks > 1:
             ranks = str(self.record.ranks)
             program = ["training.ranks", "--standalone", "--nproc-per-node", ranks, "-m", *program]
-        cores = max(1, len(os.sched_getaffinity(0)) // self.record.ranks)
-        return self.start("train", program, OMP_NUM_THREADS=str(cores))
+        cores = max(1, available_cores() // self.record.ranks)
+        # Threads that spin while they wait make a step ten times as long on a busy machine.
+        return self.start("train", program, OMP_NUM_THREADS=str(cores), OMP_WAIT_POLICY="PASSIVE")
 
     def start(self, stage: str, program: list[str], **env: str) -> Stage:
         started = Stage(program, log=self.paths.log(stage), env=env)
@@ -202,24 +197,26 @@ class Supervisor:
 
     def finish(self, outcome: Outcome) -> Outcome:
         """Write samples, send what is left, and say how it ended, in that order."""
-        self.enter("finishing", "finishing")
-        if outcome.state == "succeeded":
-            self.write_samples()
+        self.journal.enter("finishing", "finishing")
+        is_sent = True
         try:
-            self.tick()
-            self.sync.finish(timeout_s=FINISH_TIMEOUT_S)
+            if outcome.state == "succeeded":
+                self.write_samples()
+            self.sync.flush(timeout_s=self.time_to_finish_s(), tick=self.journal.tick)
         except StorageError as error:
-            outcome = Outcome.failed("StorageError", error.message, error.hint)
-        self.event("run_ended", state=outcome.state, reason=outcome.reason)
-        self.say(f"{outcome.state} ({outcome.reason}). {outcome.message or ''}")
-        self.tick()
-        self.state, self.phase = outcome.state, outcome.state
-        status = self.write_status(outcome)
-        if outcome.reason != "store":
-            self.sync.finish(timeout_s=FINISH_TIMEOUT_S, status=status)
+            is_sent = False
+            if outcome.state != "failed":  # else the first fault is what the user must hear of
+                outcome = Outcome.failed(type(error).__name__, error.message, error.hint)
+        status = self.journal.close(outcome)
+        self.sync.close(status, timeout_s=LAST_WORD_S)
+        if is_sent:
             for step in committed_checkpoints(self.paths.checkpoints):
                 drop(self.paths.checkpoints, step)  # the store has them
         return outcome
+
+    def time_to_finish_s(self) -> float:
+        left_s = self.limits.left_s(self.journal.meter) - 1.0  # to write down how it ended
+        return max(LAST_CHANCE_S, min(FINISH_TIMEOUT_S, left_s))
 
     def write_samples(self) -> None:
         """What the finished model writes. A failure here is told, and costs nothing else."""
@@ -229,64 +226,28 @@ class Supervisor:
         checkpoint = self.paths.checkpoint(steps[-1])
         output = self.paths.samples / f"{checkpoint_name(steps[-1])}.txt"
         arguments = ["training.sample", "--checkpoint", str(checkpoint), "--to", str(output)]
-        stage = self.start("sample", arguments)
+        try:
+            stage = self.start("sample", arguments)
+        except OSError as error:
+            self.journal.event("sampling_failed", why=str(error))
+            return
+        started = time.monotonic()
         while stage.exit_code is None:
             time.sleep(TICK_S)
-            self.tick()
-            if self.limits.reached(self.meter, reserve_s=self.reserve.seconds):
+            self.journal.tick()
+            too_long = time.monotonic() - started > self.recipe.node.stall_after_s
+            reserve_s = self.reserve.seconds
+            reached = self.limits.reached(self.journal.meter, reserve_s=reserve_s)
+            if too_long or reached or self.stop.is_set:
                 stage.kill()
         if stage.exit_code:
-            self.event("sampling_failed", exit_code=stage.exit_code)
-
-    def enter(self, state: State, phase: str) -> None:
-        self.tick()
-        self.state, self.phase = state, phase
-        self.event("phase_started", phase=phase)
-        self.say(phase)
-        self.write_status()
-
-    def say(self, line: str) -> None:
-        """To the log, for people; what programs read is in the events."""
-        with suppress(OSError):  # a full disk must not keep the run from ending well
-            print(f"{self.record.run_id}: {line}", flush=True)
-
-    def event(self, event: str, **fields: Any) -> None:
-        with suppress(OSError):
-            append_event(self.paths.events, event, **fields)
-
-    def tick(self) -> None:
-        """Bill the time since the last tick to the current phase; read what training said."""
-        now = time.monotonic()
-        self.meter.add(self.phase, now - self._ticked_at)
-        self._ticked_at = now
-        self.progress.read()
-        if now - self._wrote_status_at >= STATUS_EVERY_S:
-            self.write_status()
-
-    def write_status(self, outcome: Outcome | None = None) -> bytes:
-        self._wrote_status_at = time.monotonic()
-        status = self.progress.status(
-            run_id=self.record.run_id,
-            state=self.state,
-            phase=self.phase,
-            life=self.life,
-            steps=self.recipe.train.steps,
-            bill=self.meter.bill,
-            budget_usd=self.limits.budget_usd,
-            max_hours=self.limits.max_hours,
-            price_per_hour=self.limits.price_per_hour,
-            reason=outcome.reason if outcome else None,
-            message=outcome.message if outcome else None,
-            hint=outcome.hint if outcome else None,
-        )
-        with suppress(OSError):
-            write_atomic(self.paths.status, encode(status))
-        return encode(status)
+            self.journal.event("sampling_failed", why=f"exit code {stage.exit_code}")
 
 
 def supervise(run_id: str, root: Path, store: Storage, overrides: dict[str, str | None]) -> int:
     """Take hold of the run, bring back what earlier lives left, live one more. An exit code."""
     paths = RunPaths(root, run_id)
+    stop = StopFlag()  # whoever sees the lock may ask us to stop
     # Whoever asks whether the run is alive holds the lock for a moment.
     with exclusive(paths.lock, timeout_s=1):
         data = store.read(run_key(run_id, RUN_JSON))
@@ -302,7 +263,7 @@ def supervise(run_id: str, root: Path, store: Storage, overrides: dict[str, str 
             max_hours=float(hours) if hours else record.max_hours,
             price_per_hour=Decimal(price) if price else record.offer.price_per_hour,
         )
-        outcome = Supervisor(record, root, store, limits, previous).run()
+        outcome = Supervisor(record, root, store, limits, previous, stop).run()
     return 1 if outcome.state == "failed" else 0
 
 
@@ -320,6 +281,8 @@ def main(argv: list[str]) -> str | int:
         return supervise(run_id, root, open_store(url), arguments)
     except BlockingIOError:
         return f"error: {run_id} is already being supervised on this machine"
+    except OSError as error:
+        return f"error: the node's folder {root} cannot be used: {error}"
     except TrainingError as error:
         return error.report
 

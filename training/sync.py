@@ -6,13 +6,20 @@ training nor this: what could not be sent is sent later.
 """
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from training import manifest
-from training.errors import CheckpointError, StorageError, StorageUnavailableError
+from training.errors import (
+    CheckpointError,
+    ObjectDamagedError,
+    ObjectNotFoundError,
+    StorageError,
+    StorageUnavailableError,
+)
 from training.events import append_event, parse_lines
 from training.layout import (
     CHECKPOINTS,
@@ -20,15 +27,19 @@ from training.layout import (
     RUN_JSON,
     STATUS_JSON,
     RunPaths,
+    Status,
     checkpoint_name,
     checkpoint_step,
     checkpoints_to_drop,
     committed_checkpoints,
+    decode,
     run_key,
+    write_atomic,
 )
 from training.storage import Storage
 
 MAX_BACKOFF_S = 30.0
+POLL_S = 0.2
 
 
 class Sync:
@@ -42,6 +53,7 @@ class Sync:
         self._sent: dict[str, tuple[int, int]] = {}
         self._records_lock = threading.Lock()
         self._checkpoints_lock = threading.Lock()
+        self._damaged: set[int] = set()
         self._closing = threading.Event()
         self._is_unreachable = False
         self.upload_s = 0.0
@@ -56,33 +68,37 @@ class Sync:
             thread.daemon = True  # an upload that hangs must not keep the node up
             thread.start()
 
-    def finish(self, *, timeout_s: float, status: bytes | None = None) -> None:
-        """Send all that is not yet sent, and last of all `status`, the run's last word.
+    def flush(self, *, timeout_s: float, tick: Callable[[], None]) -> None:
+        """Send all that is not yet sent, calling `tick` meanwhile; the lanes go on.
+
+        Raises StorageError if `timeout_s` did not suffice.
+        """
+
+        def send() -> None:
+            self.send_checkpoints()
+            self.send_records()
+
+        self._insist(send, timeout_s, tick)
+
+    def close(self, status: bytes, *, timeout_s: float) -> None:
+        """Send the last records, and last of all `status`, the run's last word.
 
         Raises StorageError if `timeout_s` did not suffice.
         """
         self._closing.set()
-        deadline = time.monotonic() + timeout_s
-        pause_s = 0.5
-        while True:
-            try:
-                self.send_checkpoints()
-                self.send_records()
-                if status is not None:  # from memory: a full disk may not have taken it
-                    self._store.write(run_key(self._run_id, STATUS_JSON), status)
-            except StorageError:
-                if time.monotonic() + pause_s > deadline:
-                    raise
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, MAX_BACKOFF_S)
-            else:
-                return
+
+        def send() -> None:
+            self.send_records()
+            # From memory: a full disk may not have taken it.
+            self._store.write(run_key(self._run_id, STATUS_JSON), status)
+
+        self._insist(send, timeout_s, tick=lambda: None)
 
     def send_records(self) -> None:
         """Every small file that changed since it was last sent. Raises StorageError."""
         with self._records_lock:
             folder = self._paths.folder
-            for path in sorted(p for p in folder.rglob("*") if self._is_record(p)):
+            for path in sorted(self._records()):
                 with contextlib.suppress(FileNotFoundError):
                     stat = path.stat()
                     version = (stat.st_mtime_ns, stat.st_size)
@@ -95,39 +111,48 @@ class Sync:
         """Every committed checkpoint that the store lacks, then retention on both sides."""
         with self._checkpoints_lock:
             self._retain()
-            stored = self.stored_checkpoints()
+            stored = [s for s in self.stored_checkpoints() if s not in self._damaged]
             for step in committed_checkpoints(self._paths.checkpoints):
                 if step not in stored:
                     started = time.monotonic()
                     if self._send_checkpoint(step):
                         stored.append(step)
+                        self._damaged.discard(step)
                         self.upload_s = max(self.upload_s, time.monotonic() - started)
             for step in checkpoints_to_drop(stored, keep=self._keep, best=self._best(stored)):
                 self._drop_stored(step)
 
     def fetch_records(self) -> None:
-        """Bring back what an earlier life on another node wrote. Raises StorageError."""
+        """Bring back what earlier lives on other nodes wrote. Raises StorageError.
+
+        What this node has itself may be newer than the store, but for a life it knows nothing of.
+        """
         prefix = run_key(self._run_id) + "/"
+        elsewhere = self._was_elsewhere()
         for stored in self._store.list(prefix):
             name = stored.key.removeprefix(prefix)
             path = self._paths.folder / name
-            if not name.startswith(CHECKPOINTS) and not path.exists():
+            if not name.startswith(CHECKPOINTS) and (elsewhere or not path.exists()):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._store.download(stored.key, path)
 
     def fetch_newest_checkpoint(self) -> list[str]:
-        """Have the newest whole checkpoint in the working folder; why newer ones were not taken."""
+        """Have the newest whole checkpoint in the working folder; why newer ones were not taken.
+
+        Raises StorageError where the store, or the disk, would not have it.
+        """
         skipped = []
-        local = committed_checkpoints(self._paths.checkpoints)
+        whole, _ = manifest.newest_valid(self._paths.checkpoints)
+        local = checkpoint_step(whole.name) if whole else None
         for step in reversed(self.stored_checkpoints()):
-            if step in local:
+            if local is not None and step <= local:
                 break
+            manifest.drop(self._paths.checkpoints, step)
             try:
                 self.fetch_checkpoint(step)
-            except StorageUnavailableError:
-                raise
-            except (StorageError, CheckpointError) as error:
+            except (ObjectDamagedError, ObjectNotFoundError, CheckpointError) as error:
                 manifest.drop(self._paths.checkpoints, step)
+                self._damaged.add(step)  # training comes by there again: then it is sent anew
                 skipped.append(error.message)
             else:
                 break
@@ -150,12 +175,24 @@ class Sync:
         for entry in manifest.parse(data, name).files:
             path = folder / entry.name
             self._store.download(f"{key}/{entry.name}", path, sha256=entry.sha256)
-        (folder / MANIFEST).write_bytes(data)
+        write_atomic(folder / MANIFEST, data)
 
-    def _is_record(self, path: Path) -> bool:
-        relative = path.relative_to(self._paths.folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        return path.is_file() and not hidden and relative.parts[0] not in (CHECKPOINTS, RUN_JSON)
+    def _records(self) -> Iterator[Path]:
+        """All small files. Keeps out of the checkpoints, which training renames meanwhile."""
+        for folder, folders, names in os.walk(self._paths.folder):
+            folders[:] = [name for name in folders if name != CHECKPOINTS]
+            for name in names:
+                if name != RUN_JSON and not name.startswith("."):
+                    yield Path(folder, name)
+
+    def _was_elsewhere(self) -> bool:
+        """Whether the store tells of a later life than the working folder does."""
+        try:
+            local = decode(self._paths.status.read_bytes(), Status, name=STATUS_JSON)
+            stored = self._store.read(run_key(self._run_id, STATUS_JSON))
+        except (FileNotFoundError, ObjectNotFoundError):
+            return False
+        return decode(stored, Status, name=STATUS_JSON).life > local.life
 
     def _send_checkpoint(self, step: int) -> bool:
         folder = self._paths.checkpoint(step)
@@ -187,6 +224,38 @@ class Sync:
         losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
         evaluated = [step for step in steps if step in losses]
         return min(evaluated, key=losses.__getitem__, default=None)
+
+    def _insist(self, send: Callable[[], None], timeout_s: float, tick: Callable[[], None]) -> None:
+        """Try `send` until it works; in a thread, as a store may hang instead of failing."""
+        given_up, sent = threading.Event(), threading.Event()
+        why = "it takes longer"
+
+        def attempt() -> None:
+            nonlocal why
+            pause_s = 0.5
+            while not given_up.is_set():
+                try:
+                    send()
+                except (StorageError, OSError) as error:
+                    why = str(error)
+                    given_up.wait(pause_s)
+                    pause_s = min(2 * pause_s, MAX_BACKOFF_S)
+                else:
+                    sent.set()
+                    return
+
+        sending = threading.Thread(target=attempt, daemon=True)
+        sending.start()
+        deadline = time.monotonic() + timeout_s
+        while sending.is_alive() and time.monotonic() < deadline:
+            sending.join(POLL_S)
+            tick()
+        given_up.set()
+        if not sent.is_set():
+            raise StorageUnavailableError(
+                f"the store did not take everything in the {timeout_s:.0f} s there were: {why}",
+                hint="what it lacks is still in the node's folder, and sent when the run resumes",
+            )
 
     def _lane(self, verb: Callable[[], None], every_s: float) -> None:
         pause_s = every_s

@@ -7,7 +7,6 @@ stores, prices or clouds. SIGTERM: all ranks agree at the next step boundary, sa
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -23,25 +22,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.checkpoint import CheckpointWriter, TrainerState, load_newest
 from training.config import Recipe
-from training.data import POLL_S, BatchLoader, TrainingTokens
+from training.data import POLL_S, BatchLoader, TrainingTokens, read_prepared
 from training.distributed import Ranks, join_ranks
 from training.errors import NotFiniteError, TrainingError
 from training.evaluate import ValidationSet, validation_loss
 from training.events import append_event, append_line, parse_lines
-from training.layout import RunPaths, RunRecord, decode, write_atomic
+from training.layout import RunPaths, RunRecord, Shard, decode, write_atomic
 from training.model import GPT
 from training.optimizer import Optimizers, clip_gradients
-from training.peaks import peak_flops
-from training.processes import end_with_parent, exclusive
+from training.peaks import multiplies_bfloat16, peak_flops
+from training.processes import StopFlag, end_with_parent, exclusive
 from training.schedule import is_due, lr_factor
-from training.shards import open_shard, read_dataset
+from training.shards import open_shard
+
+DIVERGED = "a lower train.max_lr or a longer train.warmup_steps usually cures it"
 
 
 class Trainer:
     """Everything one rank holds. `run()` is the loop; each of its verbs is a method."""
 
     def __init__(
-        self, record: RunRecord, paths: RunPaths, dataset: Path, ranks: Ranks, stop: "StopFlag"
+        self, record: RunRecord, paths: RunPaths, dataset: Path, ranks: Ranks, stop: StopFlag
     ) -> None:
         self.recipe: Recipe = record.recipe
         self.train = self.recipe.train
@@ -50,7 +51,6 @@ class Trainer:
         self.stop = stop
         self.grad_accum_steps = record.grad_accum_steps
         self.micro_batch_size = record.micro_batch_size
-        self.is_waiting = False
 
         torch.manual_seed(self.train.seed)
         self.model = GPT(self.recipe.model, seed=self.train.seed).to(ranks.device)
@@ -60,12 +60,12 @@ class Trainer:
             paths.checkpoints,
             self.model,
             self.optimizers,
-            on_skip=lambda why: self.event("checkpoint_skipped", why=why),
+            on_skip=self.report_skipped,
         ) or TrainerState(step=0, tokens=0, best_val_loss=None, recipe=self.recipe)
 
         self.validation = self.wait_for_validation_set(dataset)
         self.batches = BatchLoader(
-            TrainingTokens(dataset, self.recipe.data, on_wait=self.wait_for_data),
+            TrainingTokens(dataset, self.recipe.data),
             order=self.recipe.data.order,
             seed=self.train.seed,
             batch_tokens=self.train.batch_tokens,
@@ -92,12 +92,11 @@ class Trainer:
                 self.evaluate(step)
             if step == last:
                 break
-            started = perf_counter()
-            try:
-                loss = self.accumulate_gradients(step)
-            except StoppedWaiting:
-                self.save(step)  # no update is half made: the parameters are still those of `step`
+            if not self.wait_until(lambda: self.batches.has(step)):  # noqa: B023 - called at once
+                self.save(step)
                 break
+            started = perf_counter()
+            loss = self.accumulate_gradients(step)
             grad_norm = clip_gradients(self.model, self.train.grad_clip)
             lr = self.optimizers.step(lr_factor(self.train, step))
             step += 1
@@ -130,7 +129,6 @@ class Trainer:
         total = torch.zeros((), device=self.ranks.device)
         for micro_step in range(self.grad_accum_steps):
             inputs, targets = self.batches.batch(step, micro_step)
-            self.is_waiting = False
             with self.exchange_gradients(micro_step == self.grad_accum_steps - 1):
                 with self.autocast():
                     loss = self.replica(self.to_device(inputs), self.to_device(targets))
@@ -150,8 +148,7 @@ class Trainer:
         if not (isfinite(loss) and isfinite(grad_norm)):
             raise NotFiniteError(
                 f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}",
-                hint="a lower train.max_lr or a longer train.warmup_steps usually cures it; "
-                "the checkpoint before this step is good",
+                hint=f"{DIVERGED}; the checkpoint before this step is good",
             )
         tokens_per_sec = self.train.batch_tokens / seconds
         flops = tokens_per_sec * self.recipe.model.flops_per_token
@@ -180,7 +177,9 @@ class Trainer:
             autocast=self.autocast,
             on_batch=self.beat,
         )
-        best = min(val_loss, self.state.best_val_loss or val_loss)
+        if not isfinite(val_loss):
+            raise NotFiniteError(f"step {step}: the validation loss is {val_loss}", hint=DIVERGED)
+        best = min(loss for loss in (self.state.best_val_loss, val_loss) if loss is not None)
         self.state = msgspec.structs.replace(self.state, best_val_loss=best)
         seconds = perf_counter() - started
         self.metric(step=step, val_loss=val_loss, seconds=seconds)
@@ -196,31 +195,44 @@ class Trainer:
 
     def is_evaluated(self, step: int) -> bool:
         """Rank 0 knows what an earlier life measured; the others follow."""
-        mine = torch.tensor(float(step in self.measured), device=self.ranks.device)
-        return bool(self.ranks.all_sum(mine) > 0)
+        (evaluated,) = self.ranks.agree(step in self.measured)
+        return evaluated
 
     def wait_for_validation_set(self, folder: Path) -> ValidationSet:
         """The validation shard is written first; training needs no more than it to be set up."""
+
+        def find() -> list[Shard]:
+            dataset = read_prepared(folder)
+            return dataset.split("val") if dataset else []
+
+        if not self.wait_until(lambda: bool(find())):
+            raise StoppedWaiting
+        return ValidationSet(
+            open_shard(folder / find()[0].name),
+            tokens=self.recipe.eval.tokens,
+            block_size=self.recipe.model.block_size,
+        )
+
+    def wait_until(self, is_there: Callable[[], bool]) -> bool:
+        """True as soon as every rank finds data there; False where a stop comes before it.
+
+        The ranks decide together: one that went on, or left, alone would hang the others.
+        """
+        told = False
         while True:
-            dataset = read_dataset(folder)
-            if dataset is not None and dataset.split("val"):
-                return ValidationSet(
-                    open_shard(folder / dataset.split("val")[0].name),
-                    tokens=self.recipe.eval.tokens,
-                    block_size=self.recipe.model.block_size,
-                )
-            self.wait_for_data()
+            missing, stopping = self.ranks.agree(not is_there(), self.stop.is_set)
+            if not missing or stopping:
+                return not missing
+            if not told:
+                self.event("waiting_for_data")
+                self.say("waiting for the next shard")
+                told = True
+            self.beat()
             sleep(POLL_S)
 
-    def wait_for_data(self) -> None:
-        """Called at every poll for a shard that is not there yet. Raises StoppedWaiting."""
-        self.beat()
-        if self.stop.is_set:
-            raise StoppedWaiting
-        if not self.is_waiting:
-            self.is_waiting = True
-            self.event("waiting_for_data")
-            self.say("waiting for the next shard")
+    def report_skipped(self, why: str) -> None:
+        self.event("checkpoint_skipped", why=why)
+        self.say(f"passed over: {why}")
 
     def report_checkpoint(self, step: int, stall_s: float, write_s: float) -> None:
         self.event("checkpoint_saved", step=step, stall_s=stall_s, write_s=write_s)
@@ -232,7 +244,7 @@ class Trainer:
 
     def autocast(self) -> AbstractContextManager[None]:
         dtype = self.train.dtype
-        if dtype == "bfloat16" or (dtype == "auto" and self.ranks.device.type == "cuda"):
+        if dtype == "bfloat16" or (dtype == "auto" and multiplies_bfloat16(self.ranks.device)):
             return torch.autocast(self.ranks.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
@@ -263,14 +275,6 @@ class Trainer:
 
 class StoppedWaiting(Exception):  # noqa: N818
     """SIGTERM came while there was nothing to train on."""
-
-
-class StopFlag:
-    """Set by SIGTERM, read at the step boundary."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_set", True))
 
 
 def forget_metrics_after(path: Path, step: int) -> set[int]:

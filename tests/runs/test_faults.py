@@ -12,7 +12,7 @@ import pytest
 
 from tests.runs.user import ENDLESS, User, leave_nothing_running
 from tests.s3_server import S3Server
-from training.layout import sha256_file
+from training.layout import committed_checkpoints, sha256_file
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def test_the_budget_ends_the_run_inside_it_with_a_checkpoint(user: User) -> None
     assert Decimal("7") < Decimal(view["spent_usd"]) <= Decimal("14")
     assert user.steps(view["run_id"])[-1] == view["step"] > 0
 
-    refused = user.run("launch", "--resume", view["run_id"], "--yes", *user.to_store, exit_code=5)
+    refused = user.run("launch", "--resume", view["run_id"], "--yes", *user.to_store, exit_code=3)
     assert "budget" in refused.stderr
     more = user.json(
         "launch", "--resume", view["run_id"], "--yes", "--budget", "26", *user.to_store,
@@ -164,6 +164,18 @@ def test_ctrl_c_during_the_launch_leaves_nothing_that_nobody_knows_of(
         assert user.processes() == []
 
 
+def test_a_killed_preparation_ends_the_run_with_what_it_has_learned(user: User) -> None:
+    user.text.write_text("the cat sat. " * 1_500_000)  # ten thousand shards
+    run_id = user.launch_detached(*ENDLESS, "--set", "data.shard_tokens=2_000")
+    user.wait_for_step(run_id, 15)
+    user.kill(user.processes(run_id, "training.prepare"))
+    view = user.wait_for_end(run_id)
+    assert (view["state"], view["reason"]) == ("failed", "data")
+    assert f"gptctl logs {run_id} --stage prepare" in view["hint"]
+    assert user.steps(run_id)[-1] == view["step"] >= 15
+    assert user.processes(run_id) == []
+
+
 def test_training_that_hangs_is_killed_and_its_checkpoint_is_safe(user: User) -> None:
     stall = ("--set", "node.stall_after_s=12", "--set", "node.cpu_ranks=2")
     run_id = user.launch_detached(*ENDLESS, *stall)
@@ -203,8 +215,9 @@ def test_a_run_can_be_resumed_on_a_node_that_never_saw_it(user: User) -> None:
     stopped = user.wait_for_end(run_id)
     shutil.rmtree(user.node)
     user.json("launch", "--resume", run_id, "--yes", "--detach", *user.to_store)
-    view = user.wait_for_step(run_id, stopped["step"] + 5)
-    assert view["phases"]["training"] > stopped["phases"]["training"]
+    user.wait_for_step(run_id, stopped["step"] + 5)
+    billed = stopped["phases"]["training"]
+    user.wait_for(run_id, lambda view: view["phases"]["training"] > billed)
     metrics = (user.folder(run_id) / "metrics.jsonl").read_text().splitlines()
     steps = [line["step"] for line in map(json.loads, metrics) if "loss" in line]
     assert steps == list(range(1, len(steps) + 1))  # the curve has no gap and no repeat
@@ -263,6 +276,25 @@ def test_wrong_credentials_are_told_and_not_repeated(s3_user: User) -> None:
     told = s3_user.run(*s3_user.launch_arguments, exit_code=7).stderr
     assert "AWS_ACCESS_KEY_ID" in told
     assert "wrong-secret" not in told
+
+
+def test_a_store_that_is_down_at_the_end_is_not_waited_for_beyond_the_budget(
+    s3_user: User, s3_server: S3Server
+) -> None:
+    run_id = s3_user.launch_detached(*ENDLESS, "--price-per-hour", "3600", "--budget", "30")
+    s3_user.wait_for_step(run_id, 1)
+    s3_server.stop()
+    try:
+        deadline = time.monotonic() + 90
+        while not s3_user.events(run_id, "run_ended"):
+            assert time.monotonic() < deadline, "the supervisor went on beyond its budget"
+            time.sleep(0.2)
+    finally:
+        s3_server.start()
+    view = s3_user.wait_for_end(run_id)
+    assert (view["state"], view["reason"]) == ("failed", "store")
+    assert Decimal(view["spent_usd"]) <= Decimal("30")
+    assert committed_checkpoints(s3_user.working_folder(run_id) / "checkpoints")  # to be sent yet
 
 
 def test_a_store_that_is_down_for_a_while_costs_nothing_but_time(

@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from tests.runs.user import ENDLESS, User
+from tests.s3_server import S3Server
 from training.checkpoint import load_model, read_state
 from training.layout import sha256_file
 from training.model import GPT
@@ -142,7 +143,35 @@ def test_two_launches_at_once_are_two_runs(user: User) -> None:
     assert views[0]["val_loss"] == views[1]["val_loss"]
 
 
-def test_a_run_in_a_bucket_is_a_run_in_a_folder(user: User, s3_server) -> None:  # type: ignore[no-untyped-def]
+def test_the_demo_recipe_runs_on_two_ranks_without_being_told_anything(user: User) -> None:
+    short = ("--set", "train.steps=12", "--set", "train.warmup_steps=0")
+    view = user.json(
+        "launch", "demo", "--yes", *user.to_store, *short,
+        "--set", "train.cooldown_steps=6", "--set", "eval.tokens=4096",
+    )  # fmt: skip
+    assert (view["state"], view["step"], view["shards"] > 10) == ("succeeded", 12, True)
+
+
+def test_a_gpt2_recipe_made_small_trains_on_gpt2s_own_tokens(
+    user: User, gpt2_vocabulary: Path
+) -> None:
+    small = {
+        "node.gpus": "[]", "model.n_layer": 1, "model.n_head": 2, "model.n_embd": 8,
+        "model.block_size": 32, "data.shard_tokens": 4000, "train.steps": 8,
+        "train.warmup_steps": 2, "train.batch_tokens": 256, "eval.tokens": 256,
+    }  # fmt: skip
+    options = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    user.env["TIKTOKEN_CACHE_DIR"] = str(gpt2_vocabulary)
+    view = user.json(
+        "launch", "gpt2-124m", "--data", str(user.text), "--yes", *user.to_store, *options
+    )
+    assert (view["state"], view["step"]) == ("succeeded", 8)
+    assert view["val_loss"] < 11  # ln 50257 = 10.82 at first
+    told = user.run("sample", view["run_id"], "--prompt", "the cat", *user.to_store).stdout
+    assert told.startswith("the cat")
+
+
+def test_a_run_in_a_bucket_is_a_run_in_a_folder(user: User, s3_server: S3Server) -> None:
     user.env.update(s3_server.env)
     user.store = s3_server.url("runs-main", "team")
     view = user.launch()

@@ -1,3 +1,4 @@
+import errno
 import shutil
 from pathlib import Path
 
@@ -6,7 +7,14 @@ import torch
 
 from tests.tiny import make_recipe
 from training import manifest
-from training.checkpoint import MODEL, CheckpointWriter, TrainerState, load_newest
+from training.checkpoint import (
+    MODEL,
+    CheckpointWriter,
+    TrainerState,
+    _explain,
+    load_newest,
+    read_state,
+)
 from training.errors import CheckpointError, NoSpaceError
 from training.layout import MANIFEST, checkpoint_name, committed_checkpoints
 from training.model import GPT
@@ -130,3 +138,22 @@ def test_dropping_takes_the_manifest_first(tmp_path: Path) -> None:
     manifest.drop(tmp_path, 2)
     manifest.drop(tmp_path, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_has_no_room_for_the_first_folder_is_told_as_full(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    told = _explain(full, tmp_path / "checkpoints" / checkpoint_name(2), tmp_path / "checkpoints")
+    assert isinstance(told, NoSpaceError)
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
+    save(tmp_path, 2, *make_trained())
+    (tmp_path / f".{checkpoint_name(4)}.partial").mkdir()
+    save(tmp_path, 6, *make_trained())
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [checkpoint_name(2), checkpoint_name(6)]
+
+
+def test_a_folder_without_a_state_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        read_state(tmp_path / "nowhere")

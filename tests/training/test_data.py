@@ -1,4 +1,3 @@
-import threading
 from pathlib import Path
 
 import msgspec
@@ -13,15 +12,11 @@ from training.shards import read_dataset, write_dataset
 RECIPE = make_recipe()
 
 
-def never_wait() -> None:
-    raise AssertionError("nothing to wait for")
-
-
 def open_loader(
     folder: Path, *, rank: int = 0, world_size: int = 1, order: str = "sequential"
 ) -> BatchLoader:
-    return BatchLoader(
-        TrainingTokens(folder, RECIPE.data, on_wait=never_wait),
+    loader = BatchLoader(
+        TrainingTokens(folder, RECIPE.data),
         order=order,
         seed=7,
         batch_tokens=64,
@@ -30,6 +25,8 @@ def open_loader(
         rank=rank,
         world_size=world_size,
     )
+    assert loader.has(0)
+    return loader
 
 
 def ring() -> np.ndarray:
@@ -40,7 +37,8 @@ def ring() -> np.ndarray:
 
 def test_tokens_are_read_across_shards_and_around_the_ring(tmp_path: Path) -> None:
     make_dataset(tmp_path, RECIPE)
-    tokens = TrainingTokens(tmp_path, RECIPE.data, on_wait=never_wait)
+    tokens = TrainingTokens(tmp_path, RECIPE.data)
+    assert tokens.has(1)
     everything = ring()
     for start, length in [(0, 9), (495, 10), (990, 300), (1249, 3), (1250, 4), (12_499, 2_000)]:
         expected = everything[np.arange(start, start + length) % 1250]
@@ -85,7 +83,8 @@ def test_random_windows_differ_from_step_to_step_and_never_from_run_to_run(tmp_p
 
 def test_random_windows_lie_in_the_shard_that_the_step_has_reached(tmp_path: Path) -> None:
     make_dataset(tmp_path, RECIPE)
-    tokens = TrainingTokens(tmp_path, RECIPE.data, on_wait=never_wait)
+    tokens = TrainingTokens(tmp_path, RECIPE.data)
+    assert tokens.has(1)
     shards = [range(0, 500), range(500, 1000), range(1000, 1250)]
     assert [tokens.shard_at(p) for p in (0, 499, 500, 1249)] == [
         shards[0], shards[0], shards[1], shards[2]
@@ -97,21 +96,39 @@ def test_random_windows_lie_in_the_shard_that_the_step_has_reached(tmp_path: Pat
         assert (windows == row).all(axis=1).any()
 
 
-def test_a_reader_that_is_ahead_waits_for_the_next_shard(tmp_path: Path) -> None:
+def test_a_reader_that_is_ahead_is_told_so_until_the_next_shard_is_there(tmp_path: Path) -> None:
     make_dataset(tmp_path, RECIPE)
     whole = read_dataset(tmp_path)
     assert whole is not None
     write_dataset(tmp_path, msgspec.structs.replace(whole, complete=False, shards=whole.shards[:2]))
-    waited = threading.Event()
-    tokens = TrainingTokens(tmp_path, RECIPE.data, on_wait=waited.set)
+    tokens = TrainingTokens(tmp_path, RECIPE.data)
+    assert tokens.has(500)
     np.testing.assert_array_equal(tokens.read(0, 500), ring()[:500])
-    assert not waited.is_set()
-
-    got: list[np.ndarray] = []
-    reader = threading.Thread(target=lambda: got.append(tokens.read(490, 20)))
-    reader.start()
-    assert waited.wait(10)
-    assert not got
+    assert not tokens.has(510)
     write_dataset(tmp_path, whole)
-    reader.join(10)
-    np.testing.assert_array_equal(got[0], ring()[490:510])
+    assert tokens.has(510)
+    np.testing.assert_array_equal(tokens.read(490, 20), ring()[490:510])
+
+
+@pytest.mark.parametrize("order", ["sequential", "random"])
+def test_ranks_agree_on_whether_a_step_can_be_read(tmp_path: Path, order: str) -> None:
+    make_dataset(tmp_path, RECIPE)
+    whole = read_dataset(tmp_path)
+    assert whole is not None
+    write_dataset(tmp_path, msgspec.structs.replace(whole, complete=False, shards=whole.shards[:2]))
+    loaders = [open_loader(tmp_path, rank=r, world_size=2, order=order) for r in range(2)]
+    # Step 7 takes tokens 448 to 512, of which rank 0 would find its own half in the first shard.
+    last = 6 if order == "sequential" else 7
+    for step in (0, 6, 7, 8):
+        assert [loader.has(step) for loader in loaders] == [step <= last] * 2
+
+
+def test_a_damaged_index_counts_as_none_until_preparation_has_mended_it(tmp_path: Path) -> None:
+    make_dataset(tmp_path, RECIPE)
+    index = tmp_path / "dataset.json"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:100])
+    tokens = TrainingTokens(tmp_path, RECIPE.data)
+    assert not tokens.has(1)
+    index.write_bytes(whole)
+    assert tokens.has(1)

@@ -69,6 +69,15 @@ def test_the_deadline_counts_all_lives() -> None:
     assert limits(max_hours=1.0).reached(meter, reserve_s=101) == "deadline"
 
 
+def test_what_is_left_is_until_the_nearer_wall() -> None:
+    meter = make_meter()
+    meter.add("training", 600)
+    assert limits().left_s(meter) == float("inf")
+    assert limits(budget_usd=PRICE).left_s(meter) == 3000
+    assert limits(budget_usd=PRICE, max_hours=0.5).left_s(meter) == 1200
+    assert limits(budget_usd=PRICE, max_hours=2.0).left_s(meter) == 3000
+
+
 def test_a_free_machine_never_uses_up_a_budget() -> None:
     meter = make_meter(price=Decimal(0))
     meter.add("training", 1e9)

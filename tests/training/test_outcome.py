@@ -1,17 +1,19 @@
+import errno
+
 import pytest
 
 from training import errors
-from training.outcome import REASONS, judge_exit
+from training.outcome import REASONS, Outcome, judge_exit
 
 
 def test_exit_at_the_last_step_is_success() -> None:
-    outcome = judge_exit(0, is_complete=True, stop_reason=None, error=None)
+    outcome = judge_exit(0, is_complete=True, stop_reason=None, error=None, run_id="tiny-1")
     assert outcome is not None
     assert (outcome.state, outcome.reason) == ("succeeded", "completed")
 
 
 def test_a_run_that_completes_as_it_is_told_to_stop_has_succeeded() -> None:
-    outcome = judge_exit(0, is_complete=True, stop_reason="budget", error=None)
+    outcome = judge_exit(0, is_complete=True, stop_reason="budget", error=None, run_id="tiny-1")
     assert outcome is not None
     assert outcome.state == "succeeded"
 
@@ -19,21 +21,42 @@ def test_a_run_that_completes_as_it_is_told_to_stop_has_succeeded() -> None:
 @pytest.mark.parametrize("reason", ["user", "budget", "deadline"])
 @pytest.mark.parametrize("exit_code", [0, 1, -9])
 def test_what_was_asked_to_stop_is_stopped_however_it_left(reason: str, exit_code: int) -> None:
-    outcome = judge_exit(exit_code, is_complete=False, stop_reason=reason, error=None)
+    outcome = judge_exit(
+        exit_code, is_complete=False, stop_reason=reason, error=None, run_id="tiny-1"
+    )
     assert outcome is not None
     assert (outcome.state, outcome.reason) == ("stopped", reason)
 
 
 def test_a_crash_without_a_named_error_is_worth_another_try() -> None:
-    assert judge_exit(-9, is_complete=False, stop_reason=None, error=None) is None
+    assert judge_exit(-9, is_complete=False, stop_reason=None, error=None, run_id="tiny-1") is None
 
 
 def test_a_named_error_fails_the_run_with_its_message() -> None:
     error = {"kind": "NotFiniteError", "message": "step 7: the loss is nan", "hint": "lower"}
-    outcome = judge_exit(1, is_complete=False, stop_reason=None, error=error)
+    outcome = judge_exit(1, is_complete=False, stop_reason=None, error=error, run_id="tiny-1")
     assert outcome is not None
     assert (outcome.state, outcome.reason) == ("failed", "not_finite")
     assert (outcome.message, outcome.hint) == ("step 7: the loss is nan", "lower")
+
+
+def test_an_error_beside_a_training_that_reached_its_end_is_no_failure() -> None:
+    error = {"kind": "NoSpaceError", "message": "full", "hint": "free some"}
+    outcome = judge_exit(0, is_complete=True, stop_reason=None, error=error, run_id="tiny-1")
+    assert outcome is not None
+    assert outcome.state == "succeeded"
+
+
+def test_a_preparation_that_died_without_a_word_is_named_with_its_log() -> None:
+    outcome = judge_exit(0, is_complete=False, stop_reason="data", error=None, run_id="tiny-1")
+    assert outcome is not None
+    assert (outcome.state, outcome.reason) == ("failed", "data")
+    assert "gptctl logs tiny-1 --stage prepare" in str(outcome.hint)
+
+
+def test_a_full_disk_is_told_from_other_things_that_a_machine_refuses() -> None:
+    assert Outcome.refused(OSError(errno.ENOSPC, "full")).reason == "no_space"
+    assert Outcome.refused(OSError(errno.ENOMEM, "no memory")).reason == "node"
 
 
 def test_every_error_of_the_node_has_a_reason() -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tiktoken
 
-from tests.gpt2_vocabulary import gpt2_vocabulary  # noqa: F401 - a fixture
 from tests.tiny import make_recipe, make_record, make_run
 from training.config import DataConfig
 from training.errors import DataError, NoSpaceError
@@ -117,7 +116,7 @@ def test_the_cut_for_validation_loses_no_character(tmp_path: Path, fraction: flo
 
 def test_gpt2_shards_hold_what_tiktoken_makes_of_each_document(
     tmp_path: Path,
-    gpt2_vocabulary: Path,  # noqa: F811
+    gpt2_vocabulary: Path,
 ) -> None:
     (tmp_path / "texts").mkdir()
     documents = ["First <|endoftext|> document.\n" * 20, "Zweites Dokument, ähnlich.\n" * 20]

@@ -9,7 +9,6 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gpt2_vocabulary import gpt2_vocabulary  # noqa: F401 - a fixture
 from training.config import TOKENIZER_VOCAB
 from training.errors import ConfigError
 from training.tokenizer import open_tokenizer

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def start(
-    root: Path, recipe: Recipe, *, ranks: int = 1
+    root: Path, recipe: Recipe, *, ranks: int = 1, stdout: int = subprocess.DEVNULL
 ) -> tuple[subprocess.Popen[bytes], RunPaths]:
     """Train `recipe` in `root`, with one intra-op thread, as sums depend on their number."""
     paths = make_run(root, make_record(recipe, ranks=ranks))
@@ -35,7 +36,7 @@ def start(
     process = subprocess.Popen(
         [sys.executable, "-m", *program],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
+        stdout=stdout,
         stderr=subprocess.PIPE,
     )
     return process, paths
@@ -172,15 +173,42 @@ def test_training_begins_with_the_first_shard_and_says_when_it_waits(tmp_path: P
     assert metrics(paths)[-1]["step"] == 12
 
 
-def test_sigterm_while_waiting_for_data_keeps_every_finished_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_while_waiting_for_data_keeps_every_finished_step(
+    tmp_path: Path, ranks: int
+) -> None:
+    # Of the step that waits, rank 0 of 2 would find all it needs in the first shard.
     recipe = make_recipe(train={"steps": 12}, checkpoint={"every": 100})
     make_dataset(tmp_path / "data", recipe)
     index = tmp_path / "data" / "dataset.json"
     whole = json.loads(index.read_text())
     index.write_text(json.dumps({**whole, "complete": False, "shards": whole["shards"][:2]}))
-    process, paths = start(tmp_path, recipe)
+    process, paths = start(tmp_path, recipe, ranks=ranks)
     wait_for_step(paths, 7, process)
-    process.send_signal(signal.SIGTERM)
+    children = psutil.Process(process.pid).children()
+    for told in children if ranks > 1 else [process]:
+        told.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert committed_checkpoints(paths.checkpoints) == [7]
+
+
+def test_a_validation_loss_that_is_not_finite_stops_training_too(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 4, "max_lr": 1e38, "warmup_steps": 0}, eval={"every": 1})
+    process, paths = start(tmp_path, recipe)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    (event,) = events(paths, "error")
+    assert event["kind"] == "NotFiniteError"
+    assert None not in [line.get("val_loss", 0.0) for line in metrics(paths)]
+
+
+def test_a_checkpoint_that_is_passed_over_is_told_in_the_log(tmp_path: Path) -> None:
+    recipe = make_recipe()
+    paths = train(tmp_path, recipe)
+    (paths.checkpoint(6) / MODEL).write_bytes(b"rubbish")
+    process, _ = start(tmp_path, recipe, stdout=subprocess.PIPE)
+    told, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors.decode()
+    assert "passed over: step-00000006" in told.decode()
+    assert len(events(paths, "checkpoint_skipped")) == 1

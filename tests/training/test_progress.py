@@ -1,0 +1,80 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from training.events import append_event, append_line
+from training.layout import RunPaths
+from training.progress import Heartbeat, Progress
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    paths = RunPaths(tmp_path, "tiny-0001")
+    paths.folder.mkdir(parents=True)
+    return paths
+
+
+def write_step(paths: RunPaths, step: int, *, tokens_per_sec: float = 32.0) -> None:
+    line = {"step": step, "tokens": 64 * step, "loss": 3.0, "mfu": None}
+    append_line(paths.metrics, {**line, "tokens_per_sec": tokens_per_sec})
+
+
+def write_evaluation(paths: RunPaths, step: int, val_loss: float, *, seconds: float = 1.0) -> None:
+    line = {"step": step, "tokens": 64 * step, "val_loss": val_loss, "seconds": seconds}
+    append_line(paths.metrics, line)
+
+
+def test_a_validation_loss_of_zero_stays_the_best(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    for step, val_loss in enumerate([0.5, 0.0, 0.25]):
+        write_evaluation(paths, step, val_loss)
+    progress.read()
+    assert (progress.best_val_loss, progress.val_loss) == (0.0, 0.25)
+
+
+def test_a_restart_tells_what_was_measured_before_it_again(paths: RunPaths) -> None:
+    write_step(paths, 1)
+    write_evaluation(paths, 1, 2.0)
+    progress = Progress(paths)
+    progress.restart()
+    progress.read()
+    told = progress.step, progress.best_val_loss, progress.tokens_per_sec
+    assert told == (1, 2.0, 32.0)
+    assert not progress.is_training
+    append_event(paths.events, "training_resumed", step=1)
+    progress.read()
+    assert progress.is_training
+    assert (progress.step, progress.best_val_loss, progress.tokens_per_sec) == told
+
+
+def test_the_way_to_a_boundary_is_an_evaluation_and_a_step(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    assert progress.boundary_s == 0
+    write_evaluation(paths, 0, 5.0, seconds=7.0)
+    write_step(paths, 1, tokens_per_sec=32.0)  # 64 tokens: two seconds
+    progress.read()
+    assert progress.boundary_s == 7 + 2
+
+
+def test_shards_of_earlier_lives_are_counted_once_the_data_set_is_ready(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    append_event(paths.events, "shard_written")
+    progress.read()
+    assert progress.shards == 1
+    append_event(paths.events, "dataset_ready", shards=4)
+    progress.read()
+    assert progress.shards == 4
+
+
+def test_silence_is_told_by_the_callers_clock_not_by_the_files(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(tmp_path / "beat")
+    heartbeat.restart(100.0)
+    assert heartbeat.silence_s(100.5) == 0  # the first look finds a beat
+    assert heartbeat.silence_s(130.0) == 29.5
+
+    os.utime(tmp_path / "beat", (1, 1))  # a beat, even one that a clock set back has dated
+    assert heartbeat.silence_s(131.0) == 0
+    (tmp_path / "beat").unlink()
+    heartbeat.silence_s(140.0)
+    assert heartbeat.silence_s(150.0) == 10

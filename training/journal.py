@@ -1,0 +1,91 @@
+"""What the supervisor has to say of a life: the bill, the heartbeat, events, and lines to read."""
+
+import time
+from contextlib import suppress
+from typing import Any
+
+from training.events import append_event
+from training.layout import RunPaths, RunRecord, State, Status, encode, write_atomic
+from training.meter import Limits, Meter
+from training.outcome import Outcome
+from training.progress import Progress
+
+STATUS_EVERY_S = 1.0
+
+
+class Journal:
+    """Bills time to the current phase. A full disk must not keep a run from ending well:
+
+    what it will not take is left out.
+    """
+
+    def __init__(
+        self, record: RunRecord, paths: RunPaths, limits: Limits, previous: Status | None
+    ) -> None:
+        self._record = record
+        self._paths = paths
+        self._limits = limits
+        self.life = previous.life + 1 if previous else 1
+        self.meter = Meter(
+            previous.bill if previous else (),
+            life=self.life,
+            price_per_hour=limits.price_per_hour,
+        )
+        self.progress = Progress(paths)
+        self.state: State = "preparing"
+        self.phase = "checking"
+        self._ticked_at = time.monotonic()
+        self._wrote_status_at = 0.0
+
+    def enter(self, state: State, phase: str) -> None:
+        self.tick()
+        self.state, self.phase = state, phase
+        self.event("phase_started", phase=phase)
+        self.say(phase)
+        self.write_status()
+
+    def tick(self) -> None:
+        """Bill the time since the last tick to the current phase; read what training said."""
+        now = time.monotonic()
+        self.meter.add(self.phase, now - self._ticked_at)
+        self._ticked_at = now
+        self.progress.read()
+        if now - self._wrote_status_at >= STATUS_EVERY_S:
+            self.write_status()
+
+    def close(self, outcome: Outcome) -> bytes:
+        """Say how the life ended; the last status, also where the disk did not take it."""
+        self.event("run_ended", state=outcome.state, reason=outcome.reason)
+        self.say(f"{outcome.state} ({outcome.reason}). {outcome.message or ''}")
+        self.tick()
+        self.state, self.phase = outcome.state, outcome.state
+        return self.write_status(outcome)
+
+    def say(self, line: str) -> None:
+        """To the log, for people; what programs read is in the events."""
+        with suppress(OSError):
+            print(f"{self._record.run_id}: {line}", flush=True)
+
+    def event(self, event: str, **fields: Any) -> None:
+        with suppress(OSError):
+            append_event(self._paths.events, event, **fields)
+
+    def write_status(self, outcome: Outcome | None = None) -> bytes:
+        self._wrote_status_at = time.monotonic()
+        status = self.progress.status(
+            run_id=self._record.run_id,
+            state=self.state,
+            phase=self.phase,
+            life=self.life,
+            steps=self._record.recipe.train.steps,
+            bill=self.meter.bill,
+            budget_usd=self._limits.budget_usd,
+            max_hours=self._limits.max_hours,
+            price_per_hour=self._limits.price_per_hour,
+            reason=outcome.reason if outcome else None,
+            message=outcome.message if outcome else None,
+            hint=outcome.hint if outcome else None,
+        )
+        with suppress(OSError):
+            write_atomic(self._paths.status, encode(status))
+        return encode(status)
