@@ -17,6 +17,7 @@ $(INSTALLED): pyproject.toml
 
 demo: install  ## train a small GPT on this machine, through the whole pipeline
 	@$(BIN)/gptctl launch demo --cloud local --price-per-hour 0.10 --budget 0.05 --yes
+	@echo "gptctl is in $(BIN): \`. $(BIN)/activate\` puts it on your PATH."
 
 test: install
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup

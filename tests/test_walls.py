@@ -16,6 +16,7 @@ SHARED = ("errors", "config", "layout", "manifest", "storage", "storage_*", "sch
 # What runs on a laptop, or beside torch but not with it.
 TORCH_FREE = (
     *("errors", "config", "layout", "storage", "schedule", "events", "supervise", "meter", "sync"),
+    *("manifest", "stages", "progress", "outcome", "check", "processes"),
     *("prepare", "tokenizer", "sources", "shards"),
 )
 # Who alone may name a foreign package, by file.
