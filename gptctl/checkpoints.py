@@ -1,10 +1,12 @@
 """Bring a committed checkpoint from the store, verified, also while the run goes on."""
 
 import codecs
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +65,8 @@ def pull(store: Storage, run_id: str, which: Which, to: Path) -> PulledCheckpoin
     """The checkpoint as folder `to`, whole or not at all.
 
     `latest` and `best` pass over a damaged one to the next best, and say so. Raises
-    NotFoundError, UsageError where `to` is in use, CheckpointError where all are damaged.
+    NotFoundError, UsageError where `to` is in use, BackendError where it cannot be written,
+    CheckpointError where all are damaged.
     """
     _check_free(to)
     damaged: dict[int, CheckpointError] = {}
@@ -101,7 +104,8 @@ def pull_cached(store: Storage, run_id: str, which: Which, cache: Path) -> Pulle
     step = _candidates(store, run_id, which)[0]
     folder = cache / run_id / checkpoint_name(step)
     try:
-        kept = manifest.verify(folder)
+        with _os_errors(folder):
+            kept = manifest.verify(folder)
     except CheckpointError:
         kept = None
     if kept is not None and kept.step == step:
@@ -115,23 +119,50 @@ def export(pulled: PulledCheckpoint, to: Path) -> PulledCheckpoint:
     command = training_program("export", "--checkpoint", str(pulled.path), "--to", str(to))
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
+        said = _last_words(done.stderr)
         raise BackendError(
-            f"step {pulled.step} of {pulled.run_id} could not be exported: {done.stderr.strip()}",
+            f"step {pulled.step} of {pulled.run_id} could not be exported: {said}",
             hint="`--format native` brings the checkpoint as it is",
         )
     return replace(pulled, path=to, files=_describe(to))
 
 
 def pull_exported(store: Storage, run_id: str, which: Which, to: Path) -> PulledCheckpoint:
-    """`pull`, then `export`: nothing of the native checkpoint stays behind."""
+    """`pull`, then `export`: whole or not at all, and nothing of the native one stays behind."""
     _check_free(to)
-    with tempfile.TemporaryDirectory(prefix="gptctl-") as folder:
-        return export(pull(store, run_id, which, Path(folder, "checkpoint")), to)
+    with _staging(to) as folder:
+        exported = export(pull(store, run_id, which, folder / "native"), folder / "exported")
+        exported.path.replace(to)
+    return replace(exported, path=to)
 
 
 def _check_free(to: Path) -> None:
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UsageError(f"{to} is there already and not empty", hint="name a new folder: `--to`")
+    with _os_errors(to):
+        is_used = to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir())))
+    if is_used:
+        raise UsageError(
+            f"{to} is there already and not an empty folder", hint="name a new folder: `--to`"
+        )
+
+
+@contextmanager
+def _staging(to: Path) -> Iterator[Path]:
+    """A folder beside `to`, so that putting what is in it in place is one rename."""
+    with _os_errors(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as folder:
+            yield Path(folder)
+
+
+@contextmanager
+def _os_errors(to: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BackendError(
+            f"{to} cannot be used: {error.strerror or error}",
+            hint="name a folder that you may write to, on a disk with room",
+        ) from error
 
 
 def _candidates(store: Storage, run_id: str, which: Which) -> list[int]:
@@ -159,10 +190,8 @@ def _download(store: Storage, run_id: str, step: int, to: Path) -> PulledCheckpo
     key = run_key(run_id, CHECKPOINTS, name)
     data = store.read(f"{key}/{MANIFEST}")
     listed = manifest.parse(data, name)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    # Beside `to`, so that putting it in place is one rename on one file system.
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}.", dir=to.parent) as parent:
-        folder = Path(parent, name)
+    with _staging(to) as parent:
+        folder = parent / name
         folder.mkdir()
         for entry in listed.files:
             if Path(entry.name).name != entry.name:
@@ -202,8 +231,15 @@ def run_sampling(pulled: PulledCheckpoint, options: dict[str, str]) -> Iterator[
             yield decoder.decode(chunk)
         if process.wait():
             errors.seek(0)
-            said = errors.read().decode(errors="replace").strip()
+            said = _last_words(errors.read().decode(errors="replace"))
             raise BackendError(
                 f"step {pulled.step} of {pulled.run_id} could not be sampled: {said}",
                 hint="`--step best` or another step may do",
             )
+
+
+def _last_words(stderr: str) -> str:
+    """What a program said of its failure: its own report, or the last line of a traceback."""
+    if report := re.search(r"^error: (.*)", stderr, re.DOTALL | re.MULTILINE):
+        return report[1].strip()
+    return stderr.strip().rpartition("\n")[2] or "no word of why"

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from datetime import datetime
+from glob import iglob
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -31,12 +32,16 @@ def check_data_here(data: DataConfig) -> None:
     """Raises PlanRefusedError where this machine lacks the text that it would train on."""
     if data.source != "text":
         return
-    path = Path(data.path)
-    if not path.exists() and next(Path(path.anchor).glob(data.path.lstrip("/")), None) is None:
-        raise PlanRefusedError(
-            f"there is no text at {data.path}",
-            hint="`--data` takes a file, a folder or a glob such as 'books/*.txt'",
+    hint = "`--data` takes a file, a folder or a glob such as 'books/*.txt'"
+    try:
+        # Globs as the node reads them, which pathlib's are not.
+        is_there = Path(data.path).exists() or any(iglob(data.path, recursive=True))  # noqa: PTH207
+    except OSError as error:
+        raise PlanRefusedError(f"{data.path} cannot be read: {error.strerror}", hint=hint) from (
+            error
         )
+    if not is_there:
+        raise PlanRefusedError(f"there is no text at {data.path}", hint=hint)
 
 
 def launch(
@@ -55,7 +60,23 @@ def launch(
 def resume(
     run_id: str, limits: Limits, *, store: Storage, backend: Backend, now: datetime
 ) -> RunRecord:
-    """Go on with a run that was stopped, failed or killed; limits not given stay as they were.
+    """Go on with a run that was stopped, failed or killed.
+
+    Raises what `plan_resume` does, and BackendError.
+    """
+    job = plan_resume(run_id, limits, store=store, backend=backend, now=now)
+    status = read_status(store, job.record)
+    # Pending again, the bill kept: whoever looks before the first heartbeat finds no old ending.
+    ended = status if status.is_over else change_state(status, "failed", now=now, reason="killed")
+    write_status(store, change_state(ended, "pending", now=now))
+    _submit(job, store=store, backend=backend, now=now)
+    return job.record
+
+
+def plan_resume(
+    run_id: str, limits: Limits, *, store: Storage, backend: Backend, now: datetime
+) -> Job:
+    """What going on with the run would ask of the backend; limits not given stay as they were.
 
     Raises PlanRefusedError for a run that is alive or done, or would stop again at once.
     """
@@ -72,32 +93,31 @@ def resume(
             f"{run_id} is still {view.state}",
             hint=f"`gptctl logs {run_id} --follow` watches it, `gptctl stop {run_id}` stops it",
         )
+    # What stopped at a limit left there what it takes to save and upload, and no more than that.
+    stopped_at = view.reason if view.state == "stopped" else None
     budget_usd = limits.budget_usd or status.budget_usd
-    if budget_usd is not None and status.spent_usd and status.spent_usd >= budget_usd:
+    is_spent = budget_usd is not None and 0 < budget_usd <= status.spent_usd
+    if is_spent or (stopped_at == "budget" and limits.budget_usd is None):
         raise PlanRefusedError(
             f"{run_id} has spent ${status.spent_usd} of its budget of ${budget_usd}",
             hint=f"give it more in all: `gptctl launch --resume {run_id} --budget USD`",
         )
     max_hours = limits.max_hours or status.max_hours
     hours = sum(line.seconds for line in status.bill) / 3600
-    if max_hours is not None and hours >= max_hours:
+    is_over_time = max_hours is not None and hours >= max_hours
+    if is_over_time or (stopped_at == "deadline" and limits.max_hours is None):
         raise PlanRefusedError(
-            f"{run_id} has run for {hours:.3g} of its {max_hours:.3g} hours",
+            f"{run_id} has run for {hours:.3g} of its {max_hours or 0:.3g} hours",
             hint=f"give it more in all: `gptctl launch --resume {run_id} --max-hours HOURS`",
         )
     price = limits.price_per_hour
-    job = Job(
+    return Job(
         record=record,
         store=store.url,
         budget_usd=budget_usd,
         max_hours=max_hours,
         price_per_hour=status.price_per_hour if price is None else price,
     )
-    # Pending again, the bill kept: whoever looks before the first heartbeat finds no old ending.
-    ended = status if status.is_over else change_state(status, "failed", now=now, reason="killed")
-    write_status(store, change_state(ended, "pending", now=now))
-    _submit(job, store=store, backend=backend, now=now)
-    return record
 
 
 def _submit(job: Job, *, store: Storage, backend: Backend, now: datetime) -> None:

@@ -23,11 +23,18 @@ def recipe_names() -> list[str]:
 def find_recipe(name_or_path: str) -> Path:
     """The file of a bundled recipe, or the user's own: what ends in .toml or has a `/`.
 
-    Raises NotFoundError.
+    Raises NotFoundError; UsageError where the path cannot even be looked at.
     """
     if name_or_path.endswith(_SUFFIX) or "/" in name_or_path:
         path = Path(name_or_path)
-        if not path.exists():
+        try:
+            is_there = path.exists()
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be read: {error.strerror}",
+                hint="a recipe is one of the names in `gptctl recipes`, or the path of a TOML file",
+            ) from error
+        if not is_there:
             raise NotFoundError(
                 f"there is no recipe file {path}",
                 hint="`gptctl recipes show gpt2-124m > my.toml` writes one to start from",
@@ -85,7 +92,10 @@ def _apply(table: dict[str, Any], override: str) -> None:
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise UsageError(f"`--set {override}`: `{section}` is a value, not a section")
+            raise UsageError(
+                f"`--set {override}`: `{section}` is a value, not a section",
+                hint="`gptctl recipes show RECIPE` shows its sections and keys",
+            )
     table[name] = _parse_value(raw.strip())
 
 

@@ -20,6 +20,10 @@ class Curves(Struct, frozen=True, kw_only=True):
     train: tuple[Point, ...] = ()
     val: tuple[Point, ...] = ()
 
+    @property
+    def can_be_drawn(self) -> bool:
+        return len(self.train) + len(self.val) > 1
+
 
 class PhaseCost(Struct, frozen=True, kw_only=True):
     seconds: float

@@ -50,12 +50,12 @@ def read_settings(
     config = _read_config(config_path(env, home=home))
     data = _base_folder(env, "XDG_DATA_HOME", home / ".local" / "share") / "gptctl"
     return Settings(
-        store=_expand(
+        store=expand_home(
             resolve(store, env.get(STORE_VARIABLE), config.store, str(data / "store")), home
         ),
         cloud=resolve(cloud, env.get(CLOUD_VARIABLE), config.cloud, "local"),
         node_root=Path(
-            _expand(
+            expand_home(
                 resolve(
                     node_root, env.get(NODE_ROOT_VARIABLE), config.node_root, str(data / "node")
                 ),
@@ -84,6 +84,6 @@ def _base_folder(env: Mapping[str, str], variable: str, default: Path) -> Path:
     return folder if folder.is_absolute() else default
 
 
-def _expand(path: str, home: Path) -> str:
-    """`~/runs` under `home`: no shell has read a config file."""
+def expand_home(path: str, home: Path) -> str:
+    """`~/runs` under `home`: no shell has read a config file, or what stands behind a `=`."""
     return str(home / path[2:]) if path.startswith("~/") else path

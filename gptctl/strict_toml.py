@@ -29,11 +29,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (at byte {error.start})") from error
+        raise UsageError(
+            f"{path} is not UTF-8 text (at byte {error.start})", hint="save it as UTF-8"
+        ) from error
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}", hint="it must be a TOML file"
+        ) from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -33,7 +33,7 @@ def parse_lines(data: bytes) -> Iterator[dict[str, Any]]:
         if line:
             try:
                 yield msgspec.json.decode(line, type=dict[str, Any])
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
 
 

@@ -247,7 +247,7 @@ def decode(data: bytes, kind: type[R], *, name: str) -> R:
     """The record in `data`. Raises TrainingError, naming `name`, where it is not one."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TrainingError(
             f"{name} cannot be read: {error}",
             hint="it was written by another version of gptctl, or damaged",

@@ -87,9 +87,12 @@ class LocalBackend:
         if (child := self._children.get(run_id)) is not None:
             child.poll()  # collects our own children when they have ended
         paths = RunPaths(self._root, run_id)
-        if _is_held(paths.lock):
-            return "running"
-        return "gone" if paths.folder.is_dir() else "unknown"
+        try:
+            if _is_held(paths.lock):
+                return "running"
+            return "gone" if paths.folder.is_dir() else "unknown"
+        except OSError:  # a node_root that is no folder, or another user's
+            return "unknown"
 
     def logs(self, run_id: str) -> Iterator[str]:
         log = RunPaths(self._root, run_id).log("supervise")
@@ -99,9 +102,15 @@ class LocalBackend:
 
     def stop(self, run_id: str) -> None:
         lock = RunPaths(self._root, run_id).lock
-        if _is_held(lock) and (pid := _holder(lock)) is not None:
-            with suppress(ProcessLookupError):  # it ended by itself in between
-                os.kill(pid, signal.SIGTERM)
+        try:
+            if _is_held(lock) and (pid := _holder(lock)) is not None:
+                with suppress(ProcessLookupError):  # it ended by itself in between
+                    os.kill(pid, signal.SIGTERM)
+        except OSError as error:
+            raise BackendError(
+                f"{run_id} could not be told to stop: {error.strerror}",
+                hint=f"check that {self._root} and what runs there belong to you",
+            ) from error
 
     def _gpus(self) -> list[str]:
         """Names of the GPUs that training would see; none without NVIDIA's driver."""

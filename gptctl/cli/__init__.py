@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from gptctl.errors import EXIT_BUG, EXIT_INTERRUPTED, GptctlError, exit_code
+from gptctl.errors import EXIT_BUG, EXIT_INTERRUPTED, BackendError, GptctlError, exit_code
 from training.errors import TrainingError
 
 EXIT_BROKEN_PIPE = 141
@@ -126,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("GPTCTL_DEBUG"):
             traceback.print_exc()
+        if isinstance(error, OSError):  # a full disk under stdout, a path that nobody foresaw
+            _print_error(f"this machine refused: {error}", "GPTCTL_DEBUG=1 shows where")
+            return BackendError.exit_code
         _print_error(
             f"this is a bug in gptctl: {type(error).__name__}: {error}",
             "GPTCTL_DEBUG=1 shows where it happened; please report that",

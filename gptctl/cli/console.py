@@ -29,8 +29,12 @@ def talk_console() -> "Console":
 def _console(*, stderr: bool) -> "Console":
     from rich.console import Console
 
+    class OwnConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the error being handled: rich would exit with 1, our boundary knows better
+
     # Our own text is never markup or an emoji code: a path such as `a[0]` must come out as it is.
-    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = OwnConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not console.is_terminal and console.width < PIPE_WIDTH:
         console.width = PIPE_WIDTH
     return console

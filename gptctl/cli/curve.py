@@ -7,7 +7,7 @@ _LOSS = "loss by step (nats per token); line: train, o: validation"
 
 def draw_curve(curves: Curves, *, width: int, height: int) -> str:
     """At most `width` columns and `height` lines; an empty string with nothing to draw."""
-    if len(curves.train) + len(curves.val) < 2:
+    if not curves.can_be_drawn:
         return ""
     import plotext
 

@@ -25,7 +25,7 @@ def follow_to_end(
         view = look()
         if json:
             print_json(view)
-        _say_how_to_come_back(run_id)
+        _say_how_to_come_back(session, run_id)
         return
     console = talk_console()
     try:
@@ -34,7 +34,7 @@ def follow_to_end(
                 progress.show(view)
     except KeyboardInterrupt:
         console.print(f"\n{run_id} goes on without us.")
-        _say_how_to_come_back(run_id)
+        _say_how_to_come_back(session, run_id)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if json:
         print_json(view)
@@ -51,6 +51,7 @@ def _show_summary(session: Session, view: RunView) -> None:
             curves=read_curves(session.store, view.run_id),
             samples=read_samples(session.store, view.run_id),
             cost=cost_of(record, read_status(session.store, record)),
+            command=session.command,
         )
     )
 
@@ -66,7 +67,6 @@ def _exit(view: RunView) -> NoReturn:
     raise typer.Exit(exit_code_of(view))
 
 
-def _say_how_to_come_back(run_id: str) -> None:
-    talk_console().print(
-        f"  gptctl status {run_id}\n  gptctl logs {run_id} --follow\n  gptctl stop {run_id}"
-    )
+def _say_how_to_come_back(session: Session, run_id: str) -> None:
+    for words in (("status", run_id), ("logs", run_id, "--follow"), ("stop", run_id)):
+        talk_console().print(f"  {session.command(*words)}", soft_wrap=True)

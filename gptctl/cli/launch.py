@@ -1,6 +1,5 @@
 """`gptctl launch`: plan, ask, start, follow."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,9 +9,9 @@ from gptctl.backends import Backend
 from gptctl.cli.console import is_terminal, print_json, talk_console
 from gptctl.cli.follow import follow_to_end
 from gptctl.cli.options import JsonOption, StoreOption
-from gptctl.cli.session import Session, open_session, utc_now
+from gptctl.cli.session import Session, absolute_path, open_session, utc_now
 from gptctl.errors import UsageError
-from gptctl.launch import check_data_here, read_versions
+from gptctl.launch import check_data_here, plan_resume, read_versions
 from gptctl.launch import launch as start_run
 from gptctl.launch import resume as resume_run
 from gptctl.plan import Limits, Plan, make_plan, parse_limits
@@ -81,8 +80,10 @@ def _plan(
 ) -> Plan:
     recipe_name, recipe = read_recipe(name, overrides)
     if data is not None:
-        path = str(Path(data).expanduser().absolute())
-        recipe = replace(recipe, data=replace(recipe.data, source="text", path=path, revision=""))
+        recipe = replace(recipe, data=replace(recipe.data, source="text", path=data, revision=""))
+    if recipe.data.path:
+        path = str(absolute_path(recipe.data.path))
+        recipe = replace(recipe, data=replace(recipe.data, path=path))
     offer = backend.offers(price_per_hour=limits.price_per_hour, today=utc_now().date())[0]
     plan = make_plan(
         recipe_name,
@@ -125,6 +126,7 @@ def _resume(session: Session, run_id: str, backend: Backend, limits: Limits, *, 
     from gptctl.cli.render import run_details
 
     talk_console().print(run_details(session.look(run_id, backend)()))
+    plan_resume(run_id, limits, store=session.store, backend=backend, now=utc_now())
     _ask(f"Go on with {run_id}?", yes=yes)
     try:
         resume_run(run_id, limits, store=session.store, backend=backend, now=utc_now())

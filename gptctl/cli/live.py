@@ -11,8 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gptctl.cli.curve import draw_curve
-from gptctl.cli.render import duration, number, spending, state_of
+from gptctl.cli.render import LossCurve, counted, duration, number, spending, state_of
 from gptctl.report import Curves
 from gptctl.runs import RunView
 from training.errors import StorageError
@@ -103,9 +102,11 @@ def live_view(view: RunView, curves: Curves) -> Group:
         f"spent {spending(view)}",
         f"left {duration(view.seconds_left)}",
     )
-    curve = draw_curve(curves, width=_CURVE_WIDTH, height=_CURVE_HEIGHT)
-    waiting = f"{view.shards} shards written; no loss measured yet"
-    parts: list[RenderableType] = [head, facts, Text(curve or waiting)]
+    parts: list[RenderableType] = [head, facts]
+    if curves.can_be_drawn:
+        parts.append(LossCurve(curves, width=_CURVE_WIDTH, height=_CURVE_HEIGHT))
+    else:
+        parts.append(Text(f"{counted(view.shards, 'shard')} written; no loss measured yet"))
     if view.message:
         parts.append(Text(view.message))
     return Group(*parts, Text("Ctrl-C leaves; the run goes on", style="dim"))

@@ -12,10 +12,10 @@ from gptctl.backends import Backend
 from gptctl.cli.console import talk_console
 from gptctl.cli.options import RunArgument, StoreOption
 from gptctl.cli.session import Session, open_session
-from gptctl.errors import NotFoundError
+from gptctl.errors import NotFoundError, UsageError
 from gptctl.monitor import follow as follow_run
 from gptctl.monitor import follow_log, read_log
-from training.layout import LOGS, run_key
+from training.layout import LOGS, STAGES, run_key
 
 
 def logs(
@@ -29,6 +29,8 @@ def logs(
     store: StoreOption = None,
 ) -> None:
     """Print the log of a stage of a run."""
+    if stage not in STAGES:
+        raise UsageError(f"there is no stage {stage!r}", hint=f"one of: {', '.join(STAGES)}")
     session = open_session(store)
     run_id, backend = session.find(run)
     views = follow_run(session.look(run_id, backend), wait=lambda: time.sleep(session.poll_s))

@@ -1,7 +1,6 @@
 """`gptctl pull-checkpoint`: a run's model on this machine."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +8,7 @@ import typer
 from gptctl.checkpoints import parse_which, pull, pull_exported
 from gptctl.cli.console import data_console, print_json, talk_console
 from gptctl.cli.options import JsonOption, RunArgument, StoreOption
-from gptctl.cli.session import open_session
+from gptctl.cli.session import absolute_path, open_session
 from gptctl.runs import find_run_id
 
 
@@ -20,7 +19,7 @@ class Format(StrEnum):
 
 def pull_checkpoint(
     run: RunArgument,
-    to: Annotated[Path, typer.Option("--to", help="A new folder for it.")],
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="A new folder for it.")],
     step: Annotated[str, typer.Option("--step", help="A step, `latest` or `best`.")] = "latest",
     format: Annotated[
         Format, typer.Option("--format", help="native, or hf: for transformers.")
@@ -32,7 +31,7 @@ def pull_checkpoint(
     session = open_session(store)
     run_id = find_run_id(session.store, run)
     bring = pull if format is Format.native else pull_exported
-    pulled = bring(session.store, run_id, parse_which(step), to.absolute())
+    pulled = bring(session.store, run_id, parse_which(step), absolute_path(to))
     for warning in pulled.warnings:
         talk_console().print(f"warning: {warning}")
     if json:
@@ -44,6 +43,6 @@ def pull_checkpoint(
     load = (
         f'GPT2LMHeadModel.from_pretrained("{pulled.path}") loads it'
         if format is Format.hf
-        else f"Hear it speak: `gptctl sample {run_id} --step {pulled.step}`"
+        else f"Hear it speak: `{session.command('sample', run_id, '--step', str(pulled.step))}`"
     )
     talk_console().print(load)

@@ -1,11 +1,14 @@
 """How plans, runs and costs look. Readable without colour; `-` for what is not known."""
 
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -45,6 +48,11 @@ def number(value: float | None, form: str = ",.0f") -> str:
     return "-" if value is None else format(value, form)
 
 
+def counted(count: int, what: str) -> str:
+    """`1 shard`, `2 shards`"""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def spending(view: RunView) -> str:
     limit = "" if view.budget_usd is None else f" of {dollars(view.budget_usd)}"
     return dollars(view.spent_usd) + limit
@@ -67,18 +75,25 @@ def plan_table(plan: Plan, *, store: str) -> Table:
     budget = dollars(plan.budget_usd) if plan.budget_usd else "no limit"
     if plan.budget_hours is not None:
         budget += f", which buys {duration(plan.budget_hours * 3600)}"
-    batch = f"{plan.ranks} x {plan.micro_batch_size} x {model.block_size:,}"
+    batch = " x ".join(
+        (
+            counted(plan.ranks, "rank"),
+            counted(plan.grad_accum_steps, "micro-step"),
+            counted(plan.micro_batch_size, "sequence"),
+            counted(model.block_size, "token"),
+        )
+    )
     table = _facts(
         {
             "recipe": f"{plan.recipe_name}: {recipe.summary}",
-            "model": f"{model.parameters:,} parameters ({model.n_layer} layers, "
-            f"{model.n_head} heads, {model.n_embd} wide, context {model.block_size:,})",
+            "model": f"{model.parameters:,} parameters ({counted(model.n_layer, 'layer')}, "
+            f"{counted(model.n_head, 'head')}, {model.n_embd} wide, context {model.block_size:,})",
             "data": recipe.data.path or recipe.data.source,
-            "training": f"{train.steps:,} steps of {train.batch_tokens:,} tokens: "
+            "training": f"{counted(train.steps, 'step')} of {train.batch_tokens:,} tokens: "
             f"{train.tokens:,} tokens",
             "machine": f"{describe_machine(offer)} ({offer.cloud}); "
-            f"{plan.ranks} rank{'s' if plan.ranks > 1 else ''} on {plan.device}",
-            "a step": f"{batch} tokens x {plan.grad_accum_steps}",
+            f"{counted(plan.ranks, 'rank')} on {plan.device}",
+            "a step": batch,
             "price": f"{price} ({offer.price_source}, {offer.price_as_of})",
             "budget": budget,
             "time limit": duration(plan.max_hours * 3600) if plan.max_hours else "no limit",
@@ -158,11 +173,34 @@ def files_table(pulled: PulledCheckpoint) -> Table:
     return table
 
 
-def summary(view: RunView, *, curves: Curves, samples: str | None, cost: Cost) -> Group:
-    """What a run that has ended looks like: its curve, its words, its bill, what to do next."""
+@dataclass(frozen=True, slots=True)
+class LossCurve:
+    """As wide as `width`, or as there is room for."""
+
+    curves: Curves
+    width: int
+    height: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(self.width, options.max_width)
+        yield Text(draw_curve(self.curves, width=width, height=self.height))
+
+
+def summary(
+    view: RunView,
+    *,
+    curves: Curves,
+    samples: str | None,
+    cost: Cost,
+    command: Callable[..., str],
+) -> Group:
+    """What a run that has ended looks like: its curve, its words, its bill, what to do next.
+
+    `command` makes a command line of words, as `Session.command` does.
+    """
     parts: list[Any] = [Text()]
-    if drawn := draw_curve(curves, width=CURVE_WIDTH, height=CURVE_HEIGHT):
-        parts += [Text(drawn), Text()]
+    if curves.can_be_drawn:
+        parts += [LossCurve(curves, width=CURVE_WIDTH, height=CURVE_HEIGHT), Text()]
     if samples:
         parts += [Text("what it writes", style="bold"), Text(samples.rstrip()), Text()]
     parts += [cost_table(cost), Text()]
@@ -170,23 +208,23 @@ def summary(view: RunView, *, curves: Curves, samples: str | None, cost: Cost) -
     losses = f"val loss {number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}"
     parts += [Text(f"{outcome}; {losses}", style="bold")]
     parts += [Text(f"everything it made: {_place(view)}"), Text("next:")]
-    parts += [Text(f"  {command}") for command in next_commands(view)]
+    parts += [Text(f"  {command(*words)}") for words in next_commands(view)]
     return Group(*parts)
 
 
-def next_commands(view: RunView) -> tuple[str, ...]:
+def next_commands(view: RunView) -> tuple[tuple[str, ...], ...]:
     """Three that make sense now."""
     run = view.run_id
     if view.state in ("failed", "stopped"):
         return (
-            f"gptctl launch --resume {run}",
-            f"gptctl logs {run} --stage train",
-            f"gptctl cost show {run}",
+            ("launch", "--resume", run),
+            ("logs", run, "--stage", "train"),
+            ("cost", "show", run),
         )
     return (
-        f"gptctl sample {run}",
-        f"gptctl pull-checkpoint {run} --format hf --to {view.recipe}",
-        f"gptctl cost show {run}",
+        ("sample", run),
+        ("pull-checkpoint", run, "--format", "hf", "--to", shlex.quote(view.recipe)),
+        ("cost", "show", run),
     )
 
 

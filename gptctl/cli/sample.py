@@ -19,7 +19,7 @@ def sample(
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1)] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.01)] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1)] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=2**63 - 1)] = None,
     step: Annotated[str, typer.Option("--step", help="A step, `latest` or `best`.")] = "latest",
     store: StoreOption = None,
 ) -> None:

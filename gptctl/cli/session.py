@@ -1,14 +1,16 @@
 """What every command about runs needs: the store, and the backend of each run."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gptctl.backends import BACKENDS, Backend, open_backend
+from gptctl.errors import UsageError
 from gptctl.monitor import Look, watch
 from gptctl.runs import RunView, find_run_id, read_all, read_record, view_run
-from gptctl.settings import Settings, read_settings
+from gptctl.settings import Settings, expand_home, read_settings
 from training.storage import Storage, open_store
 
 
@@ -20,6 +22,12 @@ def utc_now() -> datetime:
 class Session:
     settings: Settings
     store: Storage
+    store_flag: str | None
+
+    def command(self, *words: str) -> str:
+        """A command to suggest, which looks where this one did."""
+        flag = f" --store {shlex.quote(self.store_flag)}" if self.store_flag else ""
+        return " ".join(("gptctl", *words)) + flag
 
     def backend(self, cloud: str) -> Backend:
         return open_backend(cloud, node_root=self.settings.node_root, env=os.environ)
@@ -50,16 +58,31 @@ class Session:
     @property
     def cache(self) -> Path:
         """Checkpoints that were brought here to be sampled."""
-        return self.settings.node_root.parent / "checkpoints"
+        return self.settings.node_root / "pulled"
 
 
 def open_session(store: str | None = None, cloud: str | None = None) -> Session:
-    settings = read_settings(os.environ, home=Path.home(), store=store, cloud=cloud)
-    return Session(settings=settings, store=open_store(_absolute(settings.store)))
+    settings = read_settings(os.environ, home=_home(), store=store, cloud=cloud)
+    opened = open_store(_absolute_url(settings.store))
+    return Session(settings=settings, store=opened, store_flag=store)
 
 
-def _absolute(url: str) -> str:
-    """A folder as every process sees it: the supervisor works elsewhere than we do."""
-    if "://" in url:
-        return url
-    return str(Path(url.removeprefix("file:")).absolute())
+def absolute_path(path: str) -> Path:
+    """As every process sees it: the supervisor works in another folder than we do."""
+    return Path(expand_home(path, _home())).absolute()
+
+
+def _absolute_url(url: str) -> str:
+    scheme, colon, rest = url.partition(":")
+    if not colon or "/" in scheme:
+        return str(absolute_path(url))
+    if scheme == "file" and not rest.startswith("//"):
+        return str(absolute_path(rest))
+    return url
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise UsageError("this user has no home folder", hint="name one: `HOME=...`") from error

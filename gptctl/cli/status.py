@@ -36,8 +36,9 @@ def status(
         from gptctl.cli.render import runs_table
 
         data_console().print(runs_table(views))
-        talk_console().print(f"One of them: `gptctl status {views[0].run_id}`")
+        talk_console().print(f"One of them: `{session.command('status', views[0].run_id)}`")
     else:
         talk_console().print(
-            f"There are no runs in {session.store.url}. A first one: `gptctl launch demo`"
+            f"There are no runs in {session.store.url}. "
+            f"A first one: `{session.command('launch', 'demo')}`"
         )

@@ -25,7 +25,8 @@ def stop(
     run_id, backend = session.find(run)
     look = session.look(run_id, backend)
     view = look()
-    if view.backend == "running":
+    runs_here = view.backend == "running"
+    if runs_here:
         talk_console().print(f"Stopping {run_id}: it saves a checkpoint and uploads it ...")
         backend.stop(run_id)
         deadline = time.monotonic() + wait_s
@@ -34,6 +35,11 @@ def stop(
         )
     if json:
         print_json(view)
+    if not (runs_here or view.is_over):
+        raise BackendError(
+            f"{run_id} is {view.state}, and nothing of it runs on this machine",
+            hint="stop it where it was launched",
+        )
     if not view.is_over or view.backend == "running":
         raise BackendError(
             f"{run_id} was told to stop and is still {view.state} after {wait_s:.0f} s",
@@ -43,4 +49,4 @@ def stop(
         f"{run_id} is {view.state} ({view.reason}) at step {view.step:,} of {view.steps:,}."
     )
     if view.state != "succeeded":
-        talk_console().print(f"Go on with it: `gptctl launch --resume {run_id}`")
+        talk_console().print(f"Go on with it: `{session.command('launch --resume', run_id)}`")

@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
-from gptctl.checkpoints import list_steps, parse_which, pull, pull_cached
-from gptctl.errors import NotFoundError, UsageError
+from gptctl.checkpoints import list_steps, parse_which, pull, pull_cached, pull_exported
+from gptctl.errors import BackendError, NotFoundError, UsageError
 from tests.gptctl.run_folder import RunFolder
 from training import manifest
 from training.errors import CheckpointError
@@ -131,8 +131,18 @@ def test_manifest_cannot_write_outside_its_folder(run, tmp_path):
 def test_folder_in_use_is_never_written_to(run, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
 
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="not an empty"):
         pull(run.store, run.run_id, "latest", tmp_path)
+
+
+def test_export_that_fails_gives_its_reason_and_leaves_nothing(run, tmp_path):
+    to = tmp_path / "new" / "model"
+
+    with pytest.raises(BackendError, match="step 60 of small-3f9a could not be exported") as error:
+        pull_exported(run.store, run.run_id, 60, to)  # its weights are none
+
+    assert "Traceback" not in error.value.message
+    assert list(to.parent.iterdir()) == []
 
 
 def test_run_without_checkpoints_says_so(tmp_path):

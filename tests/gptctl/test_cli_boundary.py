@@ -24,6 +24,7 @@ from training.errors import (
     DataError,
     NoSpaceError,
     NotFiniteError,
+    ObjectDamagedError,
     ObjectExistsError,
     ObjectNotFoundError,
     StorageError,
@@ -66,6 +67,7 @@ EXIT_CODES = {
     StorageError: 7,
     ObjectNotFoundError: 7,
     ObjectExistsError: 7,
+    ObjectDamagedError: 7,
     StorageUnavailableError: 7,
 }
 
@@ -114,6 +116,14 @@ def test_a_bug_is_called_one_and_shows_its_traceback_only_when_asked(
     monkeypatch.setenv("GPTCTL_DEBUG", "1")
     assert main(["recipes"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_no_bug(
+    command: Callable[[BaseException], None], capsys: Capture
+) -> None:
+    command(OSError(28, "No space left on device"))
+    assert main(["recipes"]) == 8
+    assert "refused: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_one_line_and_130(
@@ -214,9 +224,10 @@ def test_show_blames_a_mistyped_override(capsys: Capture) -> None:
     assert "nearest: `train.seed`" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+@pytest.mark.parametrize("command", ["recipes show gpt2-124m", "recipes --json", "recipes"])
+def test_a_reader_that_goes_away_is_no_error(command: str) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "gptctl", "recipes", "show", "gpt2-124m"],
+        [sys.executable, "-m", "gptctl", *command.split()],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -31,6 +31,10 @@ def text_of(renderable, width=100):
     return console.file.getvalue()
 
 
+def command(*words):
+    return " ".join(("gptctl", *words))
+
+
 @pytest.mark.parametrize(
     ("usd", "shown"),
     [
@@ -84,6 +88,17 @@ def test_curve_fits_its_size_and_has_no_escape_codes():
     assert "\x1b" not in "".join(lines)
 
 
+def test_curve_of_a_summary_fits_a_narrow_terminal():
+    ended = view(state="succeeded", reason="completed", step=100)
+    cost = cost_of(make_record(), make_status())
+    shown = text_of(
+        summary(ended, curves=CURVES, samples=None, cost=cost, command=command), width=60
+    )
+
+    (top,) = [line for line in shown.splitlines() if "┌" in line and "┐" in line]
+    assert len(top) <= 60
+
+
 def test_two_curves_in_one_process_do_not_mix():
     first = draw_curve(CURVES, width=60, height=12)
     draw_curve(Curves(val=((0, 900.0), (10, 800.0))), width=60, height=12)
@@ -132,7 +147,9 @@ def test_live_view_draws_the_curve_as_it_comes_and_keeps_it_when_the_store_is_aw
 def test_summary_has_curve_words_bill_place_and_next_commands():
     ended = view(state="succeeded", reason="completed", step=100)
     cost = cost_of(make_record(), make_status())
-    shown = text_of(summary(ended, curves=CURVES, samples="def spam():\n", cost=cost))
+    shown = text_of(
+        summary(ended, curves=CURVES, samples="def spam():\n", cost=cost, command=command)
+    )
 
     for words in (
         "line: train",
@@ -149,7 +166,13 @@ def test_summary_has_curve_words_bill_place_and_next_commands():
 def test_summary_of_a_stopped_run_begins_with_how_to_go_on():
     stopped = view(state="stopped", reason="budget")
     shown = text_of(
-        summary(stopped, curves=Curves(), samples=None, cost=cost_of(make_record(), make_status()))
+        summary(
+            stopped,
+            curves=Curves(),
+            samples=None,
+            cost=cost_of(make_record(), make_status()),
+            command=command,
+        )
     )
 
     assert "stopped (budget)" in shown

@@ -207,6 +207,8 @@ def test_resume_keeps_the_limits_of_the_life_before(tmp_path):
         ({"state": "training"}, "running", "still training"),
         ({"state": "stopped", "budget_usd": Decimal("0.06")}, "gone", "spent"),
         ({"state": "stopped", "max_hours": 0.01}, "gone", "hours"),
+        ({"state": "stopped", "reason": "budget"}, "gone", "spent"),  # all but the reserve
+        ({"state": "stopped", "reason": "deadline", "max_hours": 5.0}, "gone", "hours"),
     ],
 )
 def test_resume_refuses_what_cannot_go_on(tmp_path, status, backend, word):
@@ -260,6 +262,15 @@ def test_stop_trusts_the_lock_and_not_the_process_id_in_it(tmp_path):
     lock.write_text(str(os.getpid()))
 
     LocalBackend(tmp_path, os.environ).stop("small-3f9a")  # we would not live to tell
+
+
+def test_machine_whose_folder_cannot_be_used_knows_of_no_run(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    backend = LocalBackend(tmp_path / "file", os.environ)
+
+    assert backend.state("small-3f9a") == "unknown"
+    with pytest.raises(BackendError, match="could not be told to stop"):
+        backend.stop("small-3f9a")
 
 
 def test_supervisor_that_cannot_start_gives_its_last_words(tmp_path):

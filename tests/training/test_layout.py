@@ -41,6 +41,8 @@ def test_a_status_survives_the_disk() -> None:
 def test_a_damaged_record_is_named() -> None:
     with pytest.raises(TrainingError, match=r"status\.json cannot be read"):
         decode(b'{"run_id": "demo', Status, name="status.json")
+    with pytest.raises(TrainingError, match=r"status\.json cannot be read"):
+        decode(b'{"run_id": "\xff"}', Status, name="status.json")
 
 
 def test_fields_of_a_newer_version_are_passed_over() -> None:
