@@ -187,8 +187,9 @@ class Supervisor:
             ranks = str(self.record.ranks)
             program = ["training.ranks", "--standalone", "--nproc-per-node", ranks, "-m", *program]
         cores = max(1, available_cores() // self.record.ranks)
-        # Threads that spin while they wait make a step ten times as long on a busy machine.
-        return self.start("train", program, OMP_NUM_THREADS=str(cores), OMP_WAIT_POLICY="PASSIVE")
+        # GNU OpenMP lets idle threads spin for milliseconds: on a machine that is also doing
+        # something else, a step then takes ten times as long. Spinning shorter costs little.
+        return self.start("train", program, OMP_NUM_THREADS=str(cores), GOMP_SPINCOUNT="50000")
 
     def start(self, stage: str, program: list[str], **env: str) -> Stage:
         started = Stage(program, log=self.paths.log(stage), env=env)
