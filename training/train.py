@@ -6,14 +6,12 @@ stores, prices or clouds. SIGTERM: all ranks agree at the next step boundary, sa
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from math import isfinite
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import Any
 
 import msgspec
 import torch
@@ -26,14 +24,15 @@ from training.data import POLL_S, BatchLoader, TrainingTokens, read_prepared
 from training.distributed import Ranks, join_ranks
 from training.errors import NotFiniteError, TrainingError
 from training.evaluate import ValidationSet, validation_loss
-from training.events import append_event, append_line, parse_lines
-from training.layout import RunPaths, RunRecord, Shard, decode, write_atomic
+from training.events import append_event
+from training.layout import RunPaths, RunRecord, Shard, decode
 from training.model import GPT
 from training.optimizer import Optimizers, clip_gradients
 from training.peaks import multiplies_bfloat16, peak_flops
 from training.processes import StopFlag, end_with_parent, exclusive
 from training.schedule import is_due, lr_factor
 from training.shards import open_shard
+from training.telemetry import Telemetry
 
 DIVERGED = "a lower train.max_lr or a longer train.warmup_steps usually cures it"
 
@@ -46,21 +45,29 @@ class Trainer:
     ) -> None:
         self.recipe: Recipe = record.recipe
         self.train = self.recipe.train
-        self.paths = paths
         self.ranks = ranks
         self.stop = stop
+        peak = peak_flops(ranks.device)
+        self.telemetry = Telemetry(
+            record,
+            paths,
+            is_first=ranks.is_first,
+            peak_flops=peak * ranks.world_size if peak else None,
+        )
         self.grad_accum_steps = record.grad_accum_steps
         self.micro_batch_size = record.micro_batch_size
 
         torch.manual_seed(self.train.seed)
         self.model = GPT(self.recipe.model, seed=self.train.seed).to(ranks.device)
         self.optimizers = Optimizers(self.model, self.train)
-        self.writer = CheckpointWriter(paths.checkpoints, on_commit=self.report_checkpoint)
+        self.writer = CheckpointWriter(
+            paths.checkpoints, on_commit=self.telemetry.report_checkpoint
+        )
         self.state = load_newest(
             paths.checkpoints,
             self.model,
             self.optimizers,
-            on_skip=self.report_skipped,
+            on_skip=self.telemetry.report_skipped,
         ) or TrainerState(step=0, tokens=0, best_val_loss=None, recipe=self.recipe)
 
         self.validation = self.wait_for_validation_set(dataset)
@@ -80,8 +87,6 @@ class Trainer:
         self.replica = self.forward
         if ranks.world_size > 1:
             self.replica = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
-        peak = peak_flops(ranks.device)
-        self.peak_flops = peak * ranks.world_size if peak else None
 
     def run(self) -> None:
         """Train to the last step, or to a stop; leave a committed checkpoint behind."""
@@ -101,8 +106,10 @@ class Trainer:
             lr = self.optimizers.step(lr_factor(self.train, step))
             step += 1
             # The one point where the host waits for the device, and the ranks for each other.
-            mean_loss, norm, stopping = self.share(loss, grad_norm, self.stop.is_set)
-            self.record(step, mean_loss, norm, lr, perf_counter() - started)
+            mean_loss, norm, stopping = self.share(step, loss, grad_norm)
+            self.telemetry.report_step(
+                step, loss=mean_loss, lr=lr, grad_norm=norm, seconds=perf_counter() - started
+            )
             if is_due(step, self.recipe.checkpoint.every, last=last) or stopping:
                 self.save(step)
             if stopping:
@@ -111,13 +118,10 @@ class Trainer:
 
     def begin(self) -> None:
         step = self.state.step
-        if self.ranks.is_first:
-            self.measured = forget_metrics_after(self.paths.metrics, step)
-        else:
-            self.measured = set()
-        self.event("training_resumed" if step else "training_started", step=step)
+        self.measured = self.telemetry.forget_after(step)
+        self.telemetry.event("training_resumed" if step else "training_started", step=step)
         model, block_size = self.recipe.model, self.recipe.model.block_size
-        self.say(
+        self.telemetry.say(
             f"{model.parameters:,} parameters; a step is {self.train.batch_tokens:,} tokens = "
             f"{self.ranks.world_size} ranks × {self.grad_accum_steps} micro-steps × "
             f"{self.micro_batch_size} sequences × {block_size} tokens; from step {step}"
@@ -135,37 +139,23 @@ class Trainer:
                     loss = loss / self.grad_accum_steps
                 loss.backward()
             total += loss.detach()
-            self.beat()
+            self.telemetry.beat()
         return total
 
-    def share(self, loss: Tensor, grad_norm: Tensor, stop: bool) -> tuple[float, float, bool]:
-        """(mean loss over the ranks, gradient norm, whether any rank was told to stop)."""
-        values = torch.stack([loss, torch.tensor(float(stop), device=loss.device)])
-        mean_loss, stopping = (self.ranks.all_sum(values)).tolist()
-        return mean_loss / self.ranks.world_size, float(grad_norm), stopping > 0
+    def share(self, step: int, loss: Tensor, grad_norm: Tensor) -> tuple[float, float, bool]:
+        """(mean loss over the ranks, gradient norm, whether any rank was told to stop).
 
-    def record(self, step: int, loss: float, grad_norm: float, lr: float, seconds: float) -> None:
-        if not (isfinite(loss) and isfinite(grad_norm)):
+        Raises NotFiniteError, on all ranks at once.
+        """
+        values = torch.stack([loss, torch.tensor(float(self.stop.is_set), device=loss.device)])
+        loss_sum, stopping = self.ranks.all_sum(values).tolist()
+        mean_loss, norm = loss_sum / self.ranks.world_size, float(grad_norm)
+        if not (isfinite(mean_loss) and isfinite(norm)):
             raise NotFiniteError(
-                f"step {step}: the loss is {loss}, the gradient's norm {grad_norm}",
+                f"step {step}: the loss is {mean_loss}, the gradient's norm {norm}",
                 hint=f"{DIVERGED}; the checkpoint before this step is good",
             )
-        tokens_per_sec = self.train.batch_tokens / seconds
-        flops = tokens_per_sec * self.recipe.model.flops_per_token
-        mfu = flops / self.peak_flops if self.peak_flops else None
-        self.metric(
-            step=step,
-            loss=loss,
-            lr=lr,
-            grad_norm=grad_norm,
-            tokens_per_sec=tokens_per_sec,
-            mfu=mfu,
-        )
-        self.say(
-            f"step {step}/{self.train.steps}  loss {loss:.4f}  norm {grad_norm:.3f}  lr {lr:.2e}  "
-            f"{1e3 * seconds:.0f} ms  {tokens_per_sec:,.0f} tokens/s"
-            + (f"  {mfu:.1%} MFU" if mfu else "")
-        )
+        return mean_loss, norm, stopping > 0
 
     def evaluate(self, step: int) -> None:
         started = perf_counter()
@@ -175,15 +165,13 @@ class Trainer:
             micro_batch_size=self.micro_batch_size,
             ranks=self.ranks,
             autocast=self.autocast,
-            on_batch=self.beat,
+            on_batch=self.telemetry.beat,
         )
         if not isfinite(val_loss):
             raise NotFiniteError(f"step {step}: the validation loss is {val_loss}", hint=DIVERGED)
         best = min(loss for loss in (self.state.best_val_loss, val_loss) if loss is not None)
         self.state = msgspec.structs.replace(self.state, best_val_loss=best)
-        seconds = perf_counter() - started
-        self.metric(step=step, val_loss=val_loss, seconds=seconds)
-        self.say(f"step {step}/{self.train.steps}  val loss {val_loss:.4f}  {seconds:.1f} s")
+        self.telemetry.report_evaluation(step, val_loss=val_loss, seconds=perf_counter() - started)
 
     def save(self, step: int) -> None:
         if not self.ranks.is_first or step == self.state.step:
@@ -224,18 +212,11 @@ class Trainer:
             if not missing or stopping:
                 return not missing
             if not told:
-                self.event("waiting_for_data")
-                self.say("waiting for the next shard")
+                self.telemetry.event("waiting_for_data")
+                self.telemetry.say("waiting for the next shard")
                 told = True
-            self.beat()
+            self.telemetry.beat()
             sleep(POLL_S)
-
-    def report_skipped(self, why: str) -> None:
-        self.event("checkpoint_skipped", why=why)
-        self.say(f"passed over: {why}")
-
-    def report_checkpoint(self, step: int, stall_s: float, write_s: float) -> None:
-        self.event("checkpoint_saved", step=step, stall_s=stall_s, write_s=write_s)
 
     def exchange_gradients(self, now: bool) -> AbstractContextManager[None]:
         if isinstance(self.replica, DistributedDataParallel) and not now:
@@ -253,38 +234,9 @@ class Trainer:
             return tokens.pin_memory().to(self.ranks.device, non_blocking=True)
         return tokens
 
-    def metric(self, *, step: int, **values: float | None) -> None:
-        if self.ranks.is_first:
-            line: dict[str, Any] = {"step": step, "tokens": step * self.train.batch_tokens}
-            append_line(self.paths.metrics, line | values)
-
-    def event(self, event: str, **fields: Any) -> None:
-        if self.ranks.is_first:
-            append_event(self.paths.events, event, **fields)
-
-    def say(self, line: str) -> None:
-        """To the log, for people; what programs read is in metrics and events."""
-        if self.ranks.is_first:
-            print(line, flush=True)
-
-    def beat(self) -> None:
-        """A sign of life, by which the supervisor tells slow from hung."""
-        if self.ranks.is_first:
-            os.utime(self.paths.heartbeat)
-
 
 class StoppedWaiting(Exception):  # noqa: N818
     """SIGTERM came while there was nothing to train on."""
-
-
-def forget_metrics_after(path: Path, step: int) -> set[int]:
-    """Drop lines that training from `step` will write again; the steps evaluated up to it."""
-    try:
-        lines = [line for line in parse_lines(path.read_bytes()) if line["step"] <= step]
-    except FileNotFoundError:
-        return set()
-    write_atomic(path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-    return {line["step"] for line in lines if "val_loss" in line}
 
 
 def main(argv: list[str]) -> str | int:
