@@ -22,12 +22,11 @@ from msgspec.structs import replace
 from training.config import DataConfig
 from training.errors import DataError, TrainingError
 from training.events import append_event
-from training.layout import DATASETS, Dataset, RunPaths, RunRecord, Shard, decode
+from training.layout import DATASET_JSON, DATASETS, Dataset, RunPaths, RunRecord, Shard, decode
 from training.processes import end_with_parent
 from training.shards import (
     Split,
     Tokens,
-    read_dataset,
     translating_write_errors,
     verify_shard,
     write_dataset,
@@ -35,6 +34,9 @@ from training.shards import (
 )
 from training.sources import Source, dataset_folder_key, open_source, text_after, text_before
 from training.tokenizer import Tokenizer, open_tokenizer
+
+CLAIMS = ".claims.json"
+"""The `dataset.json` of an earlier preparation, while its shards are being verified."""
 
 
 def prepare(
@@ -142,23 +144,36 @@ def _require_block(split: Split, tokens: int, block_size: int, data: DataConfig)
 
 
 def _keep_good_shards(folder: Path, fresh: Dataset) -> Dataset:
-    """What is in `folder` up to its first damaged shard, which from then on does not exist."""
-    try:
-        found = read_dataset(folder)
-    except TrainingError:
-        found = None
-    if found is None or replace(found, complete=False, shards=()) != fresh:
-        return fresh
-    good: list[Shard] = []
-    for shard in found.shards:
+    """What is in `folder` up to its first damaged shard, which from then on does not exist.
+
+    What an earlier preparation named counts again only as it is verified, shard by shard, so
+    that training never reads a damaged one. Until all are, the list it left is kept aside.
+    """
+    claims = folder / CLAIMS
+    with suppress(FileNotFoundError):
+        if not claims.exists():
+            (folder / DATASET_JSON).rename(claims)
+    with suppress(FileNotFoundError, TrainingError):
+        claimed = decode(claims.read_bytes(), Dataset, name=str(claims))
+        if replace(claimed, complete=False, shards=()) == fresh:
+            fresh = _verify_claims(folder, claimed)
+    claims.unlink(missing_ok=True)
+    return fresh
+
+
+def _verify_claims(folder: Path, claimed: Dataset) -> Dataset:
+    good = replace(claimed, complete=False, shards=())
+    for shard in claimed.shards:
         try:
             verify_shard(folder, shard)
         except DataError:
-            found = replace(found, complete=False, shards=tuple(good))
-            write_dataset(folder, found)
-            break
-        good.append(shard)
-    return found
+            return good
+        good = replace(good, shards=(*good.shards, shard))
+        write_dataset(folder, good)
+    if claimed.complete:
+        good = claimed
+        write_dataset(folder, good)
+    return good
 
 
 @contextmanager

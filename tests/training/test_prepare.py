@@ -16,7 +16,7 @@ from training.errors import DataError, NoSpaceError
 from training.events import parse_lines
 from training.layout import Dataset, RunPaths, Shard
 from training.prepare import main, prepare
-from training.shards import open_shard, read_dataset, verify_dataset
+from training.shards import open_shard, read_dataset, verify_dataset, verify_shard
 from training.sources import dataset_folder_key, open_source
 
 END = 256
@@ -215,6 +215,32 @@ def test_from_a_damaged_shard_on_all_are_written_again(tmp_path: Path, damage: b
     )
     assert written == [f"text_train_{index:06d}.bin" for index in (8, 9, 10)]
     assert read_files(tmp_path / "out") == before
+
+
+def test_what_an_earlier_preparation_left_counts_only_once_it_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_text(tmp_path)
+    made = prepare_text(path, tmp_path / "out")
+    seen = []
+
+    def verify_and_look(folder: Path, shard: Shard) -> None:
+        dataset = read_dataset(folder)
+        seen.append((shard.name, len(dataset.shards) if dataset else 0))
+        if shard == made.shards[3]:
+            raise KeyboardInterrupt  # as good as killed, half way through
+        verify_shard(folder, shard)
+
+    monkeypatch.setattr("training.prepare.verify_shard", verify_and_look)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_text(path, tmp_path / "out")
+    monkeypatch.undo()
+    assert seen == [(shard.name, n) for n, shard in enumerate(made.shards[:4])]
+
+    written: list[Shard] = []
+    again = prepare(text_data(path), tmp_path / "out", block_size=8, on_shard=written.append)
+    assert again == made
+    assert written == []  # nothing that was there was forgotten
 
 
 def test_a_damaged_dataset_json_is_written_again(tmp_path: Path) -> None:
