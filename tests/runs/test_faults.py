@@ -300,11 +300,12 @@ def test_a_store_that_is_down_at_the_end_is_not_waited_for_beyond_the_budget(
 def test_a_store_that_is_down_for_a_while_costs_nothing_but_time(
     s3_user: User, s3_server: S3Server
 ) -> None:
-    run_id = s3_user.launch_detached("--set", "train.steps=3000")
+    options = ("--set", "train.steps=3000", "--set", "checkpoint.every=500")
+    run_id = s3_user.launch_detached(*options)
     s3_user.wait_for_step(run_id, 1)
     s3_server.stop()
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 200
         while not s3_user.events(run_id, "store_unreachable"):
             assert time.monotonic() < deadline
             time.sleep(0.2)
