@@ -188,7 +188,7 @@ class Supervisor:
             program = ["training.ranks", "--standalone", "--nproc-per-node", ranks, "-m", *program]
         cores = max(1, available_cores() // self.record.ranks)
         # GNU OpenMP lets idle threads spin for milliseconds: on a machine that is also doing
-        # something else, a step then takes ten times as long. Spinning shorter costs little.
+        # something else, a step then takes many times as long.
         return self.start("train", program, OMP_NUM_THREADS=str(cores), GOMP_SPINCOUNT="50000")
 
     def start(self, stage: str, program: list[str], **env: str) -> Stage:
