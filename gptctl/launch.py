@@ -52,7 +52,7 @@ def launch(
     Whatever comes in between, Ctrl-C included, is written to the run's status, and nothing
     is left running.
     """
-    record = create_run(store, _record(plan, store=store.url, versions=versions, now=now))
+    record = create_run(store, make_record(plan, store=store.url, versions=versions, now=now))
     _submit(Job(record=record, store=store.url), store=store, backend=backend, now=now)
     return record
 
@@ -153,7 +153,8 @@ def _note_end(
     write_status(store, end)
 
 
-def _record(plan: Plan, *, store: str, versions: dict[str, str], now: datetime) -> RunRecord:
+def make_record(plan: Plan, *, store: str, versions: dict[str, str], now: datetime) -> RunRecord:
+    """What `run.json` says of a plan, under a new id."""
     return RunRecord(
         run_id=new_run_id(plan.recipe_name),
         recipe_name=plan.recipe_name,
