@@ -4,7 +4,8 @@
 
 One round is `STEPS` steps with a save every `EVERY` and the same with a single one at the end,
 alternating which goes first. The difference over the number of extra saves is the price of a
-save, background writing included; the share is that price at the demo's own cadence.
+save, background writing included. It is hardly more than the noise between two trainings, so
+the share, that price at the demo's own cadence, is told of the dearest round: a bound.
 """
 
 import argparse
@@ -15,15 +16,17 @@ import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 
 import msgspec
 
+from gptctl.launch import make_record
+from gptctl.offers import offer_this_machine
+from gptctl.plan import make_plan
 from gptctl.recipe import read_recipe
-from training.config import Recipe, split_batch
+from training.config import Recipe
 from training.events import parse_lines
-from training.layout import Offer, RunPaths, RunRecord, encode, write_atomic
+from training.layout import RunPaths, encode, write_atomic
 from training.prepare import prepare
 
 STEPS, EVERY = 60, 5
@@ -32,25 +35,13 @@ RESULT = Path(__file__).parent / "results" / "checkpoint_stall.json"
 
 def train(recipe: Recipe, dataset: Path, root: Path) -> tuple[float, float]:
     """(seconds in steps, seconds stalled in saves) of one training on the demo's ranks."""
-    ranks = recipe.node.cpu_ranks
-    micro, accum = split_batch(
-        batch_tokens=recipe.train.batch_tokens,
-        block_size=recipe.model.block_size,
-        micro_batch_size=recipe.train.micro_batch_size,
-        ranks=ranks,
-    )
-    offer = Offer(
-        cloud="local", region="-", instance_type="-", gpu="CPU", gpu_count=0, spot=False,
-        price_per_hour=Decimal(0), price_source="-", price_as_of="-",
-    )  # fmt: skip
-    record = RunRecord(
-        run_id="bench", recipe_name="demo", recipe=recipe, offer=offer, nodes=1, ranks=ranks,
-        device="cpu", micro_batch_size=micro, grad_accum_steps=accum, budget_usd=None,
-        max_hours=None, store="-", created_at=datetime.now(UTC), versions={},
-    )  # fmt: skip
+    now = datetime.now(UTC)
+    machine = offer_this_machine([], price_per_hour=None, today=now.date())
+    plan = make_plan("demo", recipe, machine)
+    record = make_record(plan, store="-", versions={}, now=now)
     paths = RunPaths(root, record.run_id)
     write_atomic(paths.record, encode(record))
-    program = ["training.ranks", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    program = ["training.ranks", "--standalone", "--nproc-per-node", str(plan.ranks), "-m"]
     subprocess.run(
         [sys.executable, "-m", *program, "training.train", str(paths.folder), str(dataset)],
         check=True,
@@ -90,18 +81,17 @@ def main() -> None:
             costs.append((seconds[EVERY] - seconds[STEPS]) / (STEPS // EVERY - 1))
             step_s.append(seconds[STEPS] / (STEPS - 5))
             print(f"a save costs {costs[-1] * 1e3:.0f} ms, a step takes {step_s[-1] * 1e3:.0f} ms")
-    per_save = statistics.median(costs)
-    share = per_save / (demo.checkpoint.every * statistics.median(step_s))
+    share = max(costs) / (demo.checkpoint.every * statistics.median(step_s))
     result = {
         "command": f"python bench/checkpoint_stall.py --rounds {rounds}",
         "stall_in_loop_ms_per_save": round(1e3 * statistics.median(stalls), 2),
-        "cost_ms_per_save": round(1e3 * per_save, 1),
+        "cost_ms_per_save_by_round": [round(1e3 * cost, 1) for cost in costs],
         "step_ms": round(1e3 * statistics.median(step_s), 1),
         "demo_saves_every_steps": demo.checkpoint.every,
-        "share_of_demo_training_time": round(share, 5),
+        "share_of_demo_training_time_at_most": round(share, 5),
         "cores": os.cpu_count(),
     }
-    print(f"share of the demo's training time: {share:.2%}")
+    print(f"share of the demo's training time: at most {share:.2%}")
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
