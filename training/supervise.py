@@ -6,6 +6,7 @@ SIGTERM or a fault. The same program runs on a cloud node and for `--cloud local
 """
 
 import argparse
+import os
 import sys
 import time
 from decimal import Decimal
@@ -186,10 +187,11 @@ class Supervisor:
         if self.record.ranks > 1:
             ranks = str(self.record.ranks)
             program = ["training.ranks", "--standalone", "--nproc-per-node", ranks, "-m", *program]
-        cores = max(1, available_cores() // self.record.ranks)
+        threads = str(max(1, available_cores() // self.record.ranks))
         # GNU OpenMP lets idle threads spin for milliseconds: on a machine that is also doing
         # something else, a step then takes many times as long.
-        return self.start("train", program, OMP_NUM_THREADS=str(cores), GOMP_SPINCOUNT="50000")
+        defaults = {"OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": "50000"}
+        return self.start("train", program, **{**defaults, **_threads_asked_for()})
 
     def start(self, stage: str, program: list[str], **env: str) -> Stage:
         started = Stage(program, log=self.paths.log(stage), env=env)
@@ -243,6 +245,11 @@ class Supervisor:
                 stage.kill()
         if stage.exit_code:
             self.journal.event("sampling_failed", why=f"exit code {stage.exit_code}")
+
+
+def _threads_asked_for() -> dict[str, str]:
+    """OpenMP's settings of whoever started us: they know what else the machine has to do."""
+    return {k: v for k, v in os.environ.items() if k in ("OMP_NUM_THREADS", "GOMP_SPINCOUNT")}
 
 
 def supervise(run_id: str, root: Path, store: Storage, overrides: dict[str, str | None]) -> int:
