@@ -300,7 +300,7 @@ def test_a_store_that_is_down_at_the_end_is_not_waited_for_beyond_the_budget(
 def test_a_store_that_is_down_for_a_while_costs_nothing_but_time(
     s3_user: User, s3_server: S3Server
 ) -> None:
-    options = ("--set", "train.steps=3000", "--set", "checkpoint.every=500")
+    options = ("--set", "train.steps=1000", "--set", "checkpoint.every=500")
     run_id = s3_user.launch_detached(*options)
     s3_user.wait_for_step(run_id, 1)
     s3_server.stop()
@@ -317,8 +317,8 @@ def test_a_store_that_is_down_for_a_while_costs_nothing_but_time(
     finally:
         s3_server.start()
     view = s3_user.wait_for_end(run_id, timeout_s=120)
-    assert (view["state"], view["step"]) == ("succeeded", 3000)
+    assert (view["state"], view["step"]) == ("succeeded", 1000)
     pulled = s3_user.json(
         "pull-checkpoint", run_id, "--to", str(s3_user.home / "p"), *s3_user.to_store
     )
-    assert pulled["step"] == 3000
+    assert pulled["step"] == 1000
