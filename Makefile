@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test e2e check bench clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -20,7 +20,10 @@ demo: install  ## train a small GPT on this machine, through the whole pipeline
 	@echo "gptctl is in $(BIN): \`. $(BIN)/activate\` puts it on your PATH."
 
 test: install
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --ignore tests/e2e
+
+e2e: install  ## the real SkyPilot in a private data centre: tests/e2e/README.md; needs root
+	$(BIN)/pytest -m e2e tests/e2e
 
 check: install
 	$(BIN)/ruff format --check .

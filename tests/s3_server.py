@@ -1,4 +1,4 @@
-"""A real S3 server for the tests: SeaweedFS on loopback, with keys and folders of its own."""
+"""A real S3 server for the tests: SeaweedFS, with keys and folders of its own."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 READY_WITHIN_S = 60.0
+LOOPBACK = "127.0.0.1"
 PORT_OPTIONS = (
     "s3.port",
     "s3.port.grpc",
@@ -31,12 +32,13 @@ PORT_OPTIONS = (
 class S3Server:
     """Starts with `start`; after `stop`, another `start` serves the same data on the same port.
 
-    `folder` holds the data and the log (`weed.log`).
+    `folder` holds the data and the log (`weed.log`); `host` is the address that it listens on.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = LOOPBACK) -> None:
         self._folder = folder
-        self._ports = dict(zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS)), strict=True))
+        self._host = host
+        self._ports = dict(zip(PORT_OPTIONS, free_ports(len(PORT_OPTIONS), host), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
         self._buckets: set[str] = set()
         self._key, self._secret = secrets.token_hex(10), secrets.token_hex(20)
@@ -46,7 +48,7 @@ class S3Server:
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self._ports['s3.port']}"
+        return f"http://{self._host}:{self._ports['s3.port']}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -70,6 +72,10 @@ class S3Server:
             with closing(self._client()) as client:
                 self._make_bucket(client, bucket)
         return f"s3://{bucket}/{prefix}?endpoint_url={self.endpoint_url}"
+
+    def read(self, bucket: str, key: str) -> bytes:
+        with closing(self._client()) as client:
+            return client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
     def start(self) -> None:
         """Returns when requests are answered. Idempotent."""
@@ -114,8 +120,8 @@ class S3Server:
             "-logtostderr=true",
             "server",
             f"-dir={self._folder / 'data'}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self._host}",
+            f"-ip.bind={self._host}",
             "-filer",
             "-s3",
             f"-s3.config={self._folder / 'keys.json'}",
@@ -166,7 +172,7 @@ class S3Server:
         client.get_object(Bucket="ready", Key="probe")["Body"].close()
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, host: str = LOOPBACK) -> list[int]:
     """Distinct free ports below the range that the system gives to outgoing connections.
 
     Out of that range, a client that retries while the server is down cannot be given the
@@ -178,19 +184,19 @@ def free_ports(count: int) -> list[int]:
             probe = held.enter_context(socket.socket())
             port = random.randrange(10_000, 32_000)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
             except OSError:
                 continue
             ports.append(port)
         return ports
 
 
-def start_server(folder: Path) -> S3Server:
+def start_server(folder: Path, host: str = LOOPBACK) -> S3Server:
     """A server that answers. If another process took one of its ports first, others are tried."""
-    server = S3Server(folder / "first")
+    server = S3Server(folder / "first", host)
     try:
         server.start()
     except RuntimeError:
-        server = S3Server(folder / "second")
+        server = S3Server(folder / "second", host)
         server.start()
     return server
