@@ -11,9 +11,9 @@ BYTES_PER_PARAMETER = 12
 """Of a checkpoint: fp32 weight and Adam's two moments."""
 
 
-def check_node(record: RunRecord, root: Path) -> dict[str, int]:
-    """What was found. Raises TrainingError where the run could not go well."""
-    found = {"disk_free_bytes": shutil.disk_usage(root).free, "gpus": count_gpus()}
+def check_node(record: RunRecord, root: Path, *, ranks: int) -> dict[str, int]:
+    """What was found. Raises TrainingError where `ranks` processes could not go well here."""
+    found = {"disk_free_bytes": shutil.disk_usage(root).free, "gpus": len(list_gpus())}
     needed = disk_needed_bytes(record)
     if found["disk_free_bytes"] < needed:
         raise NoSpaceError(
@@ -21,9 +21,9 @@ def check_node(record: RunRecord, root: Path) -> dict[str, int]:
             f"the run needs {needed / 1e9:.1f} GB for checkpoints",
             hint="free some space, or lower checkpoint.keep",
         )
-    if record.device == "cuda" and found["gpus"] < record.ranks:
+    if record.device == "cuda" and found["gpus"] < ranks:
         raise TrainingError(
-            f"the run was planned for {record.ranks} GPUs, the driver shows {found['gpus']}",
+            f"the run was planned for {ranks} GPUs a machine, the driver shows {found['gpus']}",
             hint="`nvidia-smi` should list them all; a node that lacks one is broken",
         )
     return found
@@ -47,12 +47,14 @@ def disk_needed_bytes(record: RunRecord) -> int:
     return checkpoint * (record.recipe.checkpoint.keep + 2)
 
 
-def count_gpus() -> int:
-    """GPUs that NVIDIA's driver shows; 0 where there is no driver."""
+def list_gpus() -> list[str]:
+    """Names of the GPUs that NVIDIA's driver shows; none where there is no driver."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+        return []
+    # `GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-…)`
+    lines = [line for line in listing.stdout.splitlines() if line.startswith("GPU ")]
+    return [line.partition(": ")[2].partition(" (UUID")[0].strip() for line in lines]

@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from training.events import append_event
-from training.layout import RunPaths, RunRecord, State, Status, encode, write_atomic
+from training.layout import Offer, RunPaths, RunRecord, State, Status, encode, write_atomic
 from training.meter import Limits, Meter
 from training.outcome import Outcome
 from training.progress import Progress
@@ -20,11 +20,17 @@ class Journal:
     """
 
     def __init__(
-        self, record: RunRecord, paths: RunPaths, limits: Limits, previous: Status | None
+        self,
+        record: RunRecord,
+        paths: RunPaths,
+        limits: Limits,
+        previous: Status | None,
+        offer: Offer | None = None,
     ) -> None:
         self._record = record
         self._paths = paths
         self._limits = limits
+        self._offer = offer
         self.life = previous.life + 1 if previous else 1
         self.meter = Meter(
             previous.bill if previous else (),
@@ -53,11 +59,16 @@ class Journal:
         if now - self._wrote_status_at >= STATUS_EVERY_S:
             self.write_status()
 
-    def close(self, outcome: Outcome) -> bytes:
-        """Say how the life ended; the last status, also where the disk did not take it."""
+    def close(self, outcome: Outcome, *, teardown_s: float = 0.0) -> bytes:
+        """Say how the life ended; the last status, also where the disk did not take it.
+
+        `teardown_s` is what the machine will still be billed for, of which nobody can tell then.
+        """
         self.event("run_ended", state=outcome.state, reason=outcome.reason)
         self.say(f"{outcome.state} ({outcome.reason}). {outcome.message or ''}")
         self.tick()
+        if teardown_s:
+            self.meter.add("going_down", teardown_s)
         self.state, self.phase = outcome.state, outcome.state
         return self.write_status(outcome)
 
@@ -82,6 +93,7 @@ class Journal:
             budget_usd=self._limits.budget_usd,
             max_hours=self._limits.max_hours,
             price_per_hour=self._limits.price_per_hour,
+            offer=self._offer,
             reason=outcome.reason if outcome else None,
             message=outcome.message if outcome else None,
             hint=outcome.hint if outcome else None,

@@ -5,7 +5,7 @@
         status.json         Status: the heartbeat
         events.jsonl        what happened, one line each
         metrics.jsonl       what training measured, one line a logged step
-        logs/<stage>.log    output of supervise, prepare, train, sample
+        logs/<stage>.log    output of each of STAGES; the laptop writes that of `provision`
         checkpoints/step-00005000/
             model.safetensors, trainer.safetensors, state.json, manifest.json
         samples/step-00005000.txt
@@ -43,7 +43,7 @@ CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
 MANIFEST = "manifest.json"
 DATASET_JSON = "dataset.json"
-STAGES = ("supervise", "prepare", "train", "sample")
+STAGES = ("provision", "setup", "supervise", "check", "prepare", "train", "sample")
 
 State = Literal[
     "pending", "provisioning", "preparing", "training", "finishing",
@@ -86,6 +86,9 @@ class RunRecord(Record, frozen=True, kw_only=True):
     grad_accum_steps: int
     budget_usd: Decimal | None
     max_hours: float | None
+    region: str | None = None
+    recover: bool = False
+    """Go on with it on another machine when its own dies."""
     store: str
     created_at: datetime
     versions: dict[str, str]
@@ -121,6 +124,8 @@ class Status(Record, frozen=True, kw_only=True):
     budget_usd: Decimal | None = None
     max_hours: float | None = None
     price_per_hour: Decimal = Decimal(0)
+    offer: Offer | None = None
+    """The machine that this life got, where it was one of several that it might have got."""
     reason: str | None = None
     message: str | None = None
     hint: str | None = None

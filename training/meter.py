@@ -1,9 +1,10 @@
 """What the run has cost, second by second, and when it must stop to stay inside its limits."""
 
 from decimal import Decimal
-from math import inf
+from math import ceil, inf, isinf
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from training.layout import BillLine
 
@@ -63,6 +64,11 @@ class Limits(Struct, frozen=True, kw_only=True):
         """Seconds until the first of the two; infinite where there is neither."""
         return min(self._budget_left_s(meter), self._time_left_s(meter))
 
+    def minutes_left(self, meter: Meter) -> int | None:
+        """Whole minutes, at least one, after which a limit has been passed; None: there is none."""
+        left_s = self.left_s(meter)
+        return None if isinf(left_s) else max(1, ceil(left_s / 60))
+
     def _budget_left_s(self, meter: Meter) -> float:
         if self.budget_usd is None or not self.price_per_hour:
             return inf
@@ -81,16 +87,19 @@ class Reserve(Struct, frozen=True, kw_only=True):
     boundary_s: float = 0.0
     save_s: float = 0.0
     upload_s: float = 0.0
+    teardown_s: float = 0.0
+    """Billed after the supervisor's last word, until the machine is gone; not learned."""
 
     @property
     def seconds(self) -> float:
         """Saving and sending counted twice, as they may slow down; 5 s for processes to end."""
-        return 5.0 + self.boundary_s + 2 * (self.save_s + self.upload_s)
+        return 5.0 + self.boundary_s + 2 * (self.save_s + self.upload_s) + self.teardown_s
 
     def learn(
         self, *, boundary_s: float = 0.0, save_s: float = 0.0, upload_s: float = 0.0
     ) -> "Reserve":
-        return Reserve(
+        return replace(
+            self,
             boundary_s=max(self.boundary_s, boundary_s),
             save_s=max(self.save_s, save_s),
             upload_s=max(self.upload_s, upload_s),

@@ -3,6 +3,7 @@
 import errno
 from typing import Any
 
+from training.cluster import NODES_MISSING
 from training.layout import Record, State
 
 REASONS = {
@@ -30,6 +31,11 @@ class Outcome(Record, frozen=True, kw_only=True):
     def failed(cls, kind: str, message: str, hint: str) -> "Outcome":
         """`kind` is an error's name, or already a reason."""
         return cls(state="failed", reason=REASONS.get(kind, kind), message=message, hint=hint)
+
+    @classmethod
+    def stopped(cls, reason: str) -> "Outcome":
+        """`reason`: `user`, `budget` or `deadline`."""
+        return cls(state="stopped", reason=reason, message=_STOPPED[reason])
 
     @classmethod
     def refused(cls, error: OSError) -> "Outcome":
@@ -70,6 +76,20 @@ def judge_exit(
             f"`gptctl launch --resume {run_id}` goes on after its last shard",
         )
     if stop_reason is not None or exit_code == 0:
-        reason = stop_reason or "user"  # exit 0 before the end: ranks obey SIGTERM only
-        return Outcome(state="stopped", reason=reason, message=_STOPPED[reason])
+        # Exit 0 before the end: ranks obey SIGTERM only.
+        return Outcome.stopped(stop_reason or "user")
     return None
+
+
+def judge_check(exit_code: int | None, error: dict[str, Any] | None, run_id: str) -> Outcome:
+    """Why the check of all GPUs failed; `error` is what it could name itself."""
+    if error is not None:
+        return Outcome.failed(error["kind"], error["message"], error["hint"])
+    log = f"`gptctl logs {run_id} --stage check` shows its last words"
+    if exit_code == NODES_MISSING:
+        return Outcome.failed("node", "the nodes did not find each other", log)
+    return Outcome.failed(
+        "node",
+        f"the check of the GPUs died or hung (exit code {exit_code})",
+        f"a sick GPU or driver, most likely: take another machine; {log}",
+    )

@@ -23,6 +23,7 @@ from training.errors import (
 from training.events import append_event, parse_lines
 from training.layout import (
     CHECKPOINTS,
+    LOGS,
     MANIFEST,
     RUN_JSON,
     STATUS_JSON,
@@ -38,6 +39,8 @@ from training.layout import (
 )
 from training.storage import Storage
 
+WRITTEN_ELSEWHERE = frozenset({RUN_JSON, f"{LOGS}/provision.log"})
+"""Small files that are the laptop's: they only ever lie in the store."""
 MAX_BACKOFF_S = 30.0
 POLL_S = 0.2
 
@@ -126,15 +129,20 @@ class Sync:
         """Bring back what earlier lives on other nodes wrote. Raises StorageError.
 
         What this node has itself may be newer than the store, but for a life it knows nothing of.
+        On a node that is new to the run, its own logs have begun: theirs go before them.
         """
         prefix = run_key(self._run_id) + "/"
-        elsewhere = self._was_elsewhere()
+        elsewhere, is_new = self._was_elsewhere(), not self._paths.status.exists()
         for stored in self._store.list(prefix):
             name = stored.key.removeprefix(prefix)
             path = self._paths.folder / name
-            if not name.startswith(CHECKPOINTS) and (elsewhere or not path.exists()):
+            if name.startswith(CHECKPOINTS) or name in WRITTEN_ELSEWHERE:
+                continue
+            if elsewhere or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._store.download(stored.key, path)
+            elif is_new and name.startswith(LOGS):
+                _put_before(path, self._store.read(stored.key))
 
     def fetch_newest_checkpoint(self) -> list[str]:
         """Have the newest whole checkpoint in the working folder; why newer ones were not taken.
@@ -182,8 +190,10 @@ class Sync:
         for folder, folders, names in os.walk(self._paths.folder):
             folders[:] = [name for name in folders if name != CHECKPOINTS]
             for name in names:
-                if name != RUN_JSON and not name.startswith("."):
-                    yield Path(folder, name)
+                path = Path(folder, name)
+                is_ours = path.relative_to(self._paths.folder).as_posix() not in WRITTEN_ELSEWHERE
+                if is_ours and not name.startswith("."):
+                    yield path
 
     def _was_elsewhere(self) -> bool:
         """Whether the store tells of a later life than the working folder does."""
@@ -276,3 +286,11 @@ class Sync:
     def _tell(self, event: str, **fields: str) -> None:
         with contextlib.suppress(OSError):  # the disk may be full
             append_event(self._paths.events, event, **fields)
+
+
+def _put_before(path: Path, data: bytes) -> None:
+    """In place, as another process has the file open to append to it."""
+    with path.open("r+b") as file:
+        own = file.read()
+        file.seek(0)
+        file.write(data + own)

@@ -90,3 +90,18 @@ def test_the_reserve_only_grows() -> None:
     assert reserve.learn(save_s=1, upload_s=1) == reserve
     assert reserve.seconds == 5 + 2 * 14
     assert reserve.learn(boundary_s=30).seconds == reserve.seconds + 30
+
+
+def test_the_wall_behind_the_meter_stands_at_the_next_whole_minute() -> None:
+    meter = make_meter()
+    meter.add("training", 3000)
+    assert limits().minutes_left(meter) is None
+    assert limits(budget_usd=PRICE).minutes_left(meter) == 10
+    meter.add("training", 1)
+    assert limits(budget_usd=PRICE).minutes_left(meter) == 10
+    meter.add("training", 1000)
+    assert limits(budget_usd=PRICE).minutes_left(meter) == 1  # there is no less
+
+
+def test_the_way_down_is_kept_in_reserve() -> None:
+    assert Reserve(teardown_s=90).learn(save_s=2).seconds == 5 + 2 * 2 + 90

@@ -3,7 +3,8 @@ import errno
 import pytest
 
 from training import errors
-from training.outcome import REASONS, Outcome, judge_exit
+from training.cluster import NODES_MISSING
+from training.outcome import REASONS, Outcome, judge_check, judge_exit
 
 
 def test_exit_at_the_last_step_is_success() -> None:
@@ -62,3 +63,13 @@ def test_a_full_disk_is_told_from_other_things_that_a_machine_refuses() -> None:
 def test_every_error_of_the_node_has_a_reason() -> None:
     names = {n for n, v in vars(errors).items() if isinstance(v, type) and issubclass(v, Exception)}
     assert names - {"ObjectExistsError"} == set(REASONS)
+
+
+def test_an_unfit_gpu_is_named_as_the_check_named_it() -> None:
+    error = {"kind": "TrainingError", "message": "GPU 3 hangs", "hint": "another machine"}
+    assert judge_check(1, error, "tiny-1").message == "GPU 3 hangs"
+    for code in (1, -9, NODES_MISSING):
+        silent = judge_check(code, None, "tiny-1")
+        assert (silent.state, silent.reason) == ("failed", "node")
+        assert "--stage check" in str(silent.hint)
+    assert "did not find each other" in str(judge_check(NODES_MISSING, None, "tiny-1").message)

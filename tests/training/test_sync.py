@@ -195,3 +195,30 @@ def test_what_a_killed_life_had_not_sent_yet_stays(tmp_path: Path, store: Folder
     write_atomic(node.paths.status, encode(replace(make_status(1), step=5)))
     node.sync.fetch_records()
     assert decode(node.paths.status.read_bytes(), Status, name="status").step == 5
+
+
+def test_the_laptops_own_log_is_left_where_it_is(tmp_path: Path, store: FolderStorage) -> None:
+    node = Node(tmp_path / "node", store)
+    key = f"runs/{RECORD.run_id}/logs/provision.log"
+    store.write(key, b"the laptop's")
+    node.sync.fetch_records()
+    assert not node.paths.log("provision").exists()
+    node.paths.logs.mkdir()
+    node.paths.log("provision").write_bytes(b"not ours")
+    node.sync.send_records()
+    assert store.read(key) == b"the laptop's"
+
+
+def test_logs_that_have_begun_on_a_new_node_go_on_after_those_of_earlier_lives(
+    tmp_path: Path, store: FolderStorage
+) -> None:
+    first, second = Node(tmp_path / "first", store), Node(tmp_path / "second", store)
+    first.write_status(1)
+    for node, words in ((first, b"one\n"), (second, b"two\n")):
+        node.paths.logs.mkdir()
+        node.paths.log("setup").write_bytes(words)
+    first.sync.send_records()
+    with second.paths.log("setup").open("ab") as still_open:
+        second.sync.fetch_records()
+        still_open.write(b"three\n")
+    assert second.paths.log("setup").read_bytes() == b"one\ntwo\nthree\n"

@@ -1,0 +1,286 @@
+"""One life of a run: check, prepare and train side by side, finish.
+
+Torch-free. Keeps the heartbeat and the bill, copies everything to the store, and ends at the
+run's goal, its budget, its deadline, a SIGTERM or a fault.
+"""
+
+import time
+from pathlib import Path
+
+from training.check import check_node, raise_if_full
+from training.cluster import CHECK, JOIN_TIMEOUT_S, TRAIN
+from training.errors import StorageError, TrainingError
+from training.events import parse_lines
+from training.journal import Journal
+from training.layout import (
+    DATASETS,
+    RunPaths,
+    RunRecord,
+    Status,
+    checkpoint_name,
+    committed_checkpoints,
+)
+from training.machine import Machine
+from training.manifest import drop
+from training.meter import Limits, Reserve
+from training.outcome import Outcome, judge_check, judge_exit
+from training.processes import StopFlag
+from training.progress import Heartbeat
+from training.setup import take_failure
+from training.sources import dataset_folder_key
+from training.stages import Stage
+from training.storage import Storage
+from training.sync import Sync
+from training.wall import Wall
+
+TICK_S = 0.2
+STOP_GRACE_S = 120.0
+"""Longest wait, beyond what the reserve has learned, for ranks to save after SIGTERM."""
+FINISH_TIMEOUT_S = 900.0
+"""Longest wait at the end for a store that is out of reach, where the limits allow as much."""
+LAST_CHANCE_S = 3.0
+"""Of that, what is left where the limits allow nothing more."""
+TOO_LONG = "too long"
+LAST_WORD_S = 60.0
+"""Longest wait for the store to take the last status, which no bill can contain."""
+
+
+class Life:
+    def __init__(
+        self,
+        record: RunRecord,
+        root: Path,
+        store: Storage,
+        limits: Limits,
+        previous: Status | None,
+        stop: StopFlag,
+        machine: Machine,
+    ) -> None:
+        self.record = record
+        self.recipe = record.recipe
+        self.root = root
+        self.paths = RunPaths(root, record.run_id)
+        self.store = store
+        self.limits = limits
+        self.stop = stop
+        self.machine = machine
+        self.cluster = machine.cluster
+        self.journal = Journal(record, self.paths, limits, previous, machine.offer)
+        for phase, seconds in machine.setup:
+            self.journal.meter.add(phase, seconds)
+        self.progress = self.journal.progress
+        self.heartbeat = Heartbeat(self.paths.heartbeat)
+        self.reserve = Reserve(teardown_s=machine.teardown_s)
+        self.wall = Wall(machine.go_down_in)
+        self.sync = Sync(
+            store,
+            self.paths,
+            record.run_id,
+            keep=self.recipe.checkpoint.keep,
+            every_s=1.0 if "://" not in store.url else 10.0,
+        )
+        self.stages: list[Stage] = []
+
+    def run(self, *, failed: Outcome | None = None) -> Outcome:
+        """Live this life to its end; what became of the run. `failed`: before it began."""
+        try:
+            self.begin()
+            outcome = failed or self.check_gpus() or self.prepare_and_train()
+        except TrainingError as error:
+            outcome = Outcome.failed(type(error).__name__, error.message, error.hint)
+        except OSError as error:
+            outcome = Outcome.refused(error)
+        finally:
+            for stage in self.stages:
+                stage.kill()
+        try:
+            return self.finish(self.blame_other_nodes(outcome))
+        finally:
+            self.wall.settle()
+
+    def begin(self) -> None:
+        self.journal.event(
+            "life_started",
+            life=self.journal.life,
+            price_per_hour=self.limits.price_per_hour,
+            budget_usd=self.limits.budget_usd,
+            offer=self.machine.offer,
+        )
+        if (minutes := self.limits.minutes_left(self.journal.meter)) is not None:
+            self.wall.arm(minutes, tell=self.journal.event)
+        # Before the first upload, which must not be of an old ending.
+        self.journal.write_status()
+        self.sync.start()
+
+    def check_gpus(self) -> Outcome | None:
+        """Why the GPUs, or what joins the nodes, are not fit to train on; None: they are."""
+        self.journal.enter("preparing", "checking")
+        ranks = self.cluster.ranks_per_node
+        self.journal.event("node_checked", **check_node(self.record, self.root, ranks=ranks))
+        if self.record.device == "cpu" and self.cluster.node_count == 1:
+            return None
+        self.journal.enter("preparing", "checking_gpus")
+        program = self.cluster.torchrun(CHECK, "training.gpu_check", str(self.paths.folder))
+        stage = self.start("check", program, **self.cluster.thread_settings())
+        timeout_s = JOIN_TIMEOUT_S + self.recipe.node.stall_after_s
+        if (killed_for := self.attend(stage, timeout_s=timeout_s)) not in (None, TOO_LONG):
+            return Outcome.stopped(killed_for)
+        self.journal.tick()
+        log = self.paths.log("check")
+        if stage.exit_code == 0:
+            for measured in list(parse_lines(log.read_bytes()))[-1:]:
+                self.journal.event("gpus_checked", **measured)
+            return None
+        return judge_check(stage.exit_code, self.progress.error, self.record.run_id)
+
+    def prepare_and_train(self) -> Outcome:
+        for why in self.sync.fetch_newest_checkpoint():
+            self.journal.event("checkpoint_skipped", why=why)
+            self.journal.say(f"passed over: {why}")
+        self.journal.enter("preparing", "preparing")
+        dataset = self.root / DATASETS / dataset_folder_key(self.recipe.data)
+        prepare = self.start(
+            "prepare",
+            ["training.prepare", "--root", str(self.root), "--run-id", self.record.run_id],
+        )
+        died_at: list[int] = []
+        while True:
+            training = self.start_training(dataset, deaths=len(died_at))
+            outcome = self.watch(training, prepare)
+            if outcome is not None:
+                return outcome
+            raise_if_full(self.record, self.root)
+            died_at.append(self.progress.step)
+            self.journal.event("training_died", step=died_at[-1])
+            if len(died_at) > self.recipe.node.max_restarts or died_at[-1] in died_at[:-1]:
+                again = "again at the same step" if died_at[-1] in died_at[:-1] else "once more"
+                return Outcome.failed(
+                    "crashed",
+                    f"training died at step {died_at[-1]}, {again} ({len(died_at) - 1} restarts)",
+                    f"`gptctl logs {self.record.run_id} --stage train` shows its last words",
+                )
+
+    def watch(self, training: Stage, prepare: Stage) -> Outcome | None:
+        """Until training ends: how the run ended with it, or None where it is worth a restart."""
+        stop_reason: str | None = None
+        asked_at = 0.0
+        while True:
+            time.sleep(TICK_S)
+            self.journal.tick()
+            if stop_reason is None:
+                if self.journal.phase != "training" and self.progress.is_training:
+                    self.journal.enter("training", "training")
+                lacks_data = prepare.exit_code not in (None, 0)
+                stop_reason = self.reason_to_stop() or ("data" if lacks_data else None)
+                asked_at = time.monotonic()
+                if stop_reason is not None:
+                    self.journal.enter("finishing", "finishing")
+            elif not self.progress.is_training:
+                training.kill()  # it has nothing to save yet, and may not even hear us
+            elif time.monotonic() - asked_at > STOP_GRACE_S + self.reserve.seconds:
+                training.kill()
+            else:
+                training.ask_to_stop(ranks=self.cluster.uses_torchrun)
+            silence_s = self.heartbeat.silence_s(time.monotonic())
+            if training.exit_code is None and silence_s > self.recipe.node.stall_after_s:
+                training.kill()
+                return Outcome.failed(
+                    "stalled",
+                    f"training gave no sign of life for {silence_s:.0f} s "
+                    f"at step {self.progress.step} and was killed; its last checkpoint is safe",
+                    "a hung collective or a sick GPU; "
+                    f"`gptctl launch --resume {self.record.run_id}` goes on from the checkpoint",
+                )
+            if (code := training.exit_code) is not None:
+                self.journal.tick()
+                return judge_exit(
+                    code,
+                    is_complete=self.progress.step >= self.recipe.train.steps,
+                    stop_reason=stop_reason,
+                    error=self.progress.error,
+                    run_id=self.record.run_id,
+                )
+
+    def reason_to_stop(self) -> str | None:
+        self.reserve = self.reserve.learn(
+            boundary_s=self.progress.boundary_s,
+            save_s=self.progress.save_s,
+            upload_s=self.sync.upload_s,
+        )
+        # Also where we are told to stop: it may be the wall that tells us.
+        reached = self.limits.reached(self.journal.meter, reserve_s=self.reserve.seconds)
+        return reached or ("user" if self.stop.is_set else None)
+
+    def start_training(self, dataset: Path, *, deaths: int) -> Stage:
+        self.heartbeat.restart(time.monotonic())
+        self.progress.restart()
+        folders = str(self.paths.folder), str(dataset)
+        program = self.cluster.torchrun(TRAIN + deaths, "training.train", *folders)
+        return self.start("train", program, **self.cluster.thread_settings())
+
+    def start(self, stage: str, program: list[str], **env: str) -> Stage:
+        started = Stage(program, log=self.paths.log(stage), env=env)
+        self.stages.append(started)
+        return started
+
+    def finish(self, outcome: Outcome) -> Outcome:
+        """Write samples, send what is left, and say how it ended, in that order."""
+        self.journal.enter("finishing", "finishing")
+        is_sent = True
+        try:
+            if outcome.state == "succeeded":
+                self.write_samples()
+            self.sync.flush(timeout_s=self.time_to_finish_s(), tick=self.journal.tick)
+        except StorageError as error:
+            is_sent = False
+            if outcome.state != "failed":  # else the first fault is what the user must hear of
+                outcome = Outcome.failed(type(error).__name__, error.message, error.hint)
+        status = self.journal.close(outcome, teardown_s=self.machine.teardown_s)
+        self.sync.close(status, timeout_s=LAST_WORD_S)
+        if is_sent:
+            for step in committed_checkpoints(self.paths.checkpoints):
+                drop(self.paths.checkpoints, step)  # the store has them
+        return outcome
+
+    def time_to_finish_s(self) -> float:
+        left_s = self.limits.left_s(self.journal.meter) - self.machine.teardown_s
+        return max(LAST_CHANCE_S, min(FINISH_TIMEOUT_S, left_s - 1.0))  # to write how it ended
+
+    def write_samples(self) -> None:
+        """What the finished model writes. A failure here is told, and costs nothing else."""
+        steps = committed_checkpoints(self.paths.checkpoints)
+        if not steps or not self.recipe.sample.count:
+            return
+        checkpoint = self.paths.checkpoint(steps[-1])
+        output = self.paths.samples / f"{checkpoint_name(steps[-1])}.txt"
+        arguments = ["training.sample", "--checkpoint", str(checkpoint), "--to", str(output)]
+        try:
+            stage = self.start("sample", arguments)
+        except OSError as error:
+            self.journal.event("sampling_failed", why=str(error))
+            return
+        self.attend(stage, timeout_s=self.recipe.node.stall_after_s)
+        if stage.exit_code:
+            self.journal.event("sampling_failed", why=f"exit code {stage.exit_code}")
+
+    def attend(self, stage: Stage, *, timeout_s: float) -> str | None:
+        """Until it ends by itself; else it was killed for the reason that is returned."""
+        started = time.monotonic()
+        while stage.exit_code is None:
+            time.sleep(TICK_S)
+            self.journal.tick()
+            is_late = time.monotonic() - started > timeout_s
+            if reason := self.reason_to_stop() or (TOO_LONG if is_late else None):
+                stage.kill()
+                return reason
+        return None
+
+    def blame_other_nodes(self, outcome: Outcome) -> Outcome:
+        """What failed on another node is why this one came no further."""
+        if self.cluster.node_count == 1 or outcome.state == "succeeded":
+            return outcome
+        failure = take_failure(self.store, self.record.run_id, since=self.machine.since)
+        if failure is None:
+            return outcome
+        where = f"node {failure.node_rank} of {self.cluster.node_count}"
+        return Outcome.failed("setup", f"{where}: {failure.message}", failure.hint)
