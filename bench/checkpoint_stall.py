@@ -37,7 +37,7 @@ def train(recipe: Recipe, dataset: Path, root: Path) -> tuple[float, float]:
     """(seconds in steps, seconds stalled in saves) of one training on the demo's ranks."""
     now = datetime.now(UTC)
     machine = offer_this_machine([], price_per_hour=None, today=now.date())
-    plan = make_plan("demo", recipe, machine)
+    plan = make_plan("demo", recipe, [machine])
     record = make_record(plan, store="-", versions={}, now=now)
     paths = RunPaths(root, record.run_id)
     write_atomic(paths.record, encode(record))

@@ -6,6 +6,7 @@
     ├── RunFailedError     4    the run ended in failure, or died
     ├── NotFoundError      6    no such run, recipe, checkpoint or log
     └── BackendError       8    the cloud, or this machine, did not do what was asked
+        └── CapacityError  8    no cloud has such a machine now
 A `training.errors.StorageError` exits with 7, any other `TrainingError` with 4. A run that
 stopped at its budget or its deadline exits with 5, one that a user stopped with 9; Ctrl-C
 with 130, a reader that went away (`| head`) with 141. Anything else is a bug: 1. Errors are
@@ -47,6 +48,10 @@ class NotFoundError(GptctlError):
 
 class BackendError(GptctlError):
     exit_code = 8
+
+
+class CapacityError(BackendError):
+    pass
 
 
 def exit_code(error: GptctlError | TrainingError) -> int:

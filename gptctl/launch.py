@@ -3,17 +3,22 @@
 import subprocess
 import sys
 from datetime import datetime
-from glob import iglob
+from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 import gptctl
-from gptctl.backends import Backend, Job
+from gptctl.backends import LOCAL, Backend, Job, Tell, Wanted
 from gptctl.errors import BackendError, PlanRefusedError
-from gptctl.plan import Limits, Plan
+from gptctl.plan import Limits, Plan, default_hours, needs_limit
+from gptctl.provision_log import ProvisionLog
 from gptctl.runs import (
     change_state,
+    check_name,
     create_run,
     new_run_id,
     read_record,
@@ -21,60 +26,76 @@ from gptctl.runs import (
     view_run,
     write_status,
 )
-from training.config import DataConfig
-from training.layout import RunRecord
+from training.layout import Offer, RunRecord, Status
 from training.storage import Storage
 
+BOOT_TIMEOUT_S = 1800.0
+"""A machine that does not come up, or does not answer, for so long is given back."""
 RECORDED_PACKAGES = ("gptctl", "torch", "numpy")
 
 
-def check_data_here(data: DataConfig) -> None:
-    """Raises PlanRefusedError where this machine lacks the text that it would train on."""
-    if data.source != "text":
-        return
-    hint = "`--data` takes a file, a folder or a glob such as 'books/*.txt'"
-    try:
-        # Globs as the node reads them, which pathlib's are not.
-        is_there = Path(data.path).exists() or any(iglob(data.path, recursive=True))  # noqa: PTH207
-    except OSError as error:
-        raise PlanRefusedError(f"{data.path} cannot be read: {error.strerror}", hint=hint) from (
-            error
-        )
-    if not is_there:
-        raise PlanRefusedError(f"there is no text at {data.path}", hint=hint)
+class Patience(Struct, frozen=True, kw_only=True):
+    """How long to wait for a machine, in seconds: as in Job."""
+
+    wait_s: float = 0.0
+    boot_timeout_s: float = BOOT_TIMEOUT_S
 
 
 def launch(
-    plan: Plan, *, store: Storage, backend: Backend, versions: dict[str, str], now: datetime
-) -> RunRecord:
-    """Record the plan as a run and have the backend start it. Raises BackendError.
+    plan: Plan,
+    *,
+    store: Storage,
+    backend: Backend,
+    patience: Patience,
+    versions: dict[str, str],
+    now: datetime,
+    tell: Tell,
+    name: str | None = None,
+) -> tuple[RunRecord, Offer]:
+    """Record the plan as a run and have the backend start it: the run, and what it got.
 
-    Whatever comes in between, Ctrl-C included, is written to the run's status, and nothing
-    is left running.
+    Raises BackendError. Whatever comes in between, Ctrl-C included, is written to the run's
+    status, and nothing is left running.
     """
-    record = create_run(store, make_record(plan, store=store.url, versions=versions, now=now))
-    _submit(Job(record=record, store=store.url), store=store, backend=backend, now=now)
-    return record
+    planned = make_record(plan, store=store.url, versions=versions, now=now, name=name)
+    record = create_run(store, planned, may_rename=name is None)
+    job = make_job(plan, record, patience)
+    return record, _submit(job, store=store, backend=backend, now=now, tell=tell)
 
 
-def resume(
-    run_id: str, limits: Limits, *, store: Storage, backend: Backend, now: datetime
-) -> RunRecord:
-    """Go on with a run that was stopped, failed or killed.
+def make_job(plan: Plan, record: RunRecord, patience: Patience) -> Job:
+    """What the backend is given to start the run that was made of the plan."""
+    return Job(
+        record=record,
+        store=record.store,
+        offers=plan.offers,
+        budget_usd=record.budget_usd,
+        max_hours=record.max_hours,
+        text=plan.text,
+        recover=plan.recover,
+        wait_s=patience.wait_s,
+        boot_timeout_s=patience.boot_timeout_s,
+    )
 
-    Raises what `plan_resume` does, and BackendError.
-    """
-    job = plan_resume(run_id, limits, store=store, backend=backend, now=now)
+
+def resume(job: Job, *, store: Storage, backend: Backend, now: datetime, tell: Tell) -> Offer:
+    """Go on with a run as `plan_resume` planned it. Raises BackendError."""
     status = read_status(store, job.record)
     # Pending again, the bill kept: whoever looks before the first heartbeat finds no old ending.
     ended = status if status.is_over else change_state(status, "failed", now=now, reason="killed")
     write_status(store, change_state(ended, "pending", now=now))
-    _submit(job, store=store, backend=backend, now=now)
-    return job.record
+    return _submit(job, store=store, backend=backend, now=now, tell=tell)
 
 
 def plan_resume(
-    run_id: str, limits: Limits, *, store: Storage, backend: Backend, now: datetime
+    run_id: str,
+    limits: Limits,
+    *,
+    store: Storage,
+    backend: Backend,
+    patience: Patience,
+    now: datetime,
+    text: Path | None = None,
 ) -> Job:
     """What going on with the run would ask of the backend; limits not given stay as they were.
 
@@ -110,30 +131,66 @@ def plan_resume(
             f"{run_id} has run for {hours:.3g} of its {max_hours or 0:.3g} hours",
             hint=f"give it more in all: `gptctl launch --resume {run_id} --max-hours HOURS`",
         )
-    price = limits.price_per_hour
+    offers = _offers_again(record, status, limits.price_per_hour, backend, now)
+    if needs_limit(offers, budget_usd, max_hours):
+        max_hours = hours + default_hours(record.recipe)
     return Job(
         record=record,
         store=store.url,
+        offers=tuple(offers),
         budget_usd=budget_usd,
         max_hours=max_hours,
-        price_per_hour=status.price_per_hour if price is None else price,
+        text=text,
+        recover=record.recover,
+        wait_s=patience.wait_s,
+        boot_timeout_s=patience.boot_timeout_s,
     )
 
 
-def _submit(job: Job, *, store: Storage, backend: Backend, now: datetime) -> None:
+def _offers_again(
+    record: RunRecord,
+    status: Status,
+    price_per_hour: Decimal | None,
+    backend: Backend,
+    now: datetime,
+) -> list[Offer]:
+    """Machines for a run that was recorded: this one as it was, a cloud's at today's prices."""
+    offer = record.offer
+    if offer.cloud == LOCAL:
+        same = status.price_per_hour if price_per_hour is None else price_per_hour
+        return [replace(offer, price_per_hour=same)]
+    return backend.offers(
+        Wanted(
+            gpus=record.recipe.node.gpus if offer.gpu_count else (),
+            cpu_ranks=record.recipe.node.cpu_ranks,
+            region=record.region,
+            spot=offer.spot,
+            price_per_hour=price_per_hour,
+            today=now.date(),
+        )
+    )
+
+
+def _submit(job: Job, *, store: Storage, backend: Backend, now: datetime, tell: Tell) -> Offer:
     run_id = job.record.run_id
+    if job.offers[0].cloud != LOCAL:
+        status = read_status(store, job.record)
+        write_status(store, change_state(status, "provisioning", now=now))
+    log = ProvisionLog(store, run_id, tell)
     try:
-        backend.submit(job)
+        return backend.submit(job, tell=log)
     except KeyboardInterrupt:
-        backend.stop(run_id)
         _note_end(job, store, state="stopped", reason="user", message="interrupted at its start",
                   now=now)  # fmt: skip
         raise
     except BackendError as error:
+        log.keep(f"error: {error.message}")  # shown by whoever catches it
         # Another launch may have taken hold of the run: then its status is not ours to write.
-        if backend.state(run_id) != "running":
+        if job.offers[0].cloud != LOCAL or backend.state(run_id) != "running":
             _note_end(job, store, state="failed", reason="backend", message=error.message, now=now)
         raise
+    finally:
+        log.close()
 
 
 def _note_end(
@@ -146,22 +203,26 @@ def _note_end(
     now: datetime,
 ) -> None:
     status = read_status(store, job.record)
-    if status.state != "pending":
+    if status.state not in ("pending", "provisioning"):
         return  # its supervisor has spoken, and knows better
     hint = f"`gptctl launch --resume {job.record.run_id}` tries again"
     end = change_state(status, state, now=now, reason=reason, message=message, hint=hint)
     write_status(store, end)
 
 
-def make_record(plan: Plan, *, store: str, versions: dict[str, str], now: datetime) -> RunRecord:
-    """What `run.json` says of a plan, under a new id."""
+def make_record(
+    plan: Plan, *, store: str, versions: dict[str, str], now: datetime, name: str | None = None
+) -> RunRecord:
+    """What `run.json` says of a plan, under a new id or the name that was chosen."""
     return RunRecord(
-        run_id=new_run_id(plan.recipe_name),
+        run_id=check_name(name) if name else new_run_id(plan.recipe_name),
         recipe_name=plan.recipe_name,
         recipe=plan.recipe,
         offer=plan.offer,
         nodes=plan.nodes,
         ranks=plan.ranks,
+        region=plan.region,
+        recover=plan.recover,
         device=plan.device,
         micro_batch_size=plan.micro_batch_size,
         grad_accum_steps=plan.grad_accum_steps,

@@ -1,4 +1,4 @@
-"""Machines at a price. Today the only one is this machine, at the price its owner names."""
+"""Machines at a price: how they are described, and this machine, at the price its owner names."""
 
 from datetime import date
 from decimal import Decimal
@@ -27,6 +27,10 @@ def offer_this_machine(
 
 
 def describe_machine(offer: Offer) -> str:
-    """`8x NVIDIA H200, this machine`"""
-    gpus = f"{offer.gpu_count}x {offer.gpu}" if offer.gpu_count else offer.gpu
-    return f"{gpus}, {offer.instance_type}"
+    """`8x NVIDIA H200, this machine`; of a cluster of one's own only its GPUs are known."""
+    return ", ".join(filter(None, (describe_gpus(offer), offer.instance_type)))
+
+
+def describe_gpus(offer: Offer) -> str:
+    """`8x H100`, or `CPU`"""
+    return f"{offer.gpu_count}x {offer.gpu}" if offer.gpu_count else offer.gpu

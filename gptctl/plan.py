@@ -1,10 +1,13 @@
 """Recipe + offer + limits → Plan: what would run, on what, for how much. Pure."""
 
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
 
+from gptctl.backends import LOCAL
 from gptctl.errors import PlanRefusedError, UsageError
 from gptctl.offers import describe_machine
 from training.config import DataConfig, Recipe, split_batch
@@ -16,6 +19,8 @@ SOURCES = ("python-stdlib", "text")
 _MOST_USD = Decimal(1_000_000)
 _MOST_HOURS = 10_000.0
 _MOST_RANKS = 64
+DEFAULT_HOURS = 24.0
+"""Longest run on a rented machine for which nobody has named a limit."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -27,11 +32,14 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """Priced, not sent. `notes` are what the user should know before saying yes."""
+    """Priced, not sent. `notes` are what the user should know before saying yes.
+
+    `ranks` and how they share a step are those of the first choice.
+    """
 
     recipe_name: str
     recipe: Recipe
-    offer: Offer
+    offers: tuple[Offer, ...]
     nodes: int
     ranks: int
     device: Literal["cpu", "cuda"]
@@ -40,28 +48,46 @@ class Plan(Struct, frozen=True, kw_only=True):
     budget_usd: Decimal | None
     max_hours: float | None
     notes: tuple[str, ...] = ()
+    text: Path | None = None
+    """On this machine, to be brought to the node."""
+    region: str | None = None
+    """The only one it may run in, where the user named one."""
+    recover: bool = False
+
+    @property
+    def offer(self) -> Offer:
+        """The first choice; the rest are taken, in order, where it is not to be had."""
+        return self.offers[0]
+
+    @property
+    def price_per_hour(self) -> Decimal:
+        """Of all nodes together."""
+        return self.offer.price_per_hour * self.nodes
 
     @property
     def budget_hours(self) -> float | None:
         """What the budget buys at the offer's price; None where it buys without end."""
-        if self.budget_usd is None or not self.offer.price_per_hour:
+        if self.budget_usd is None or not self.price_per_hour:
             return None
-        return float(self.budget_usd / self.offer.price_per_hour)
+        return float(self.budget_usd / self.price_per_hour)
 
 
 def make_plan(
     recipe_name: str,
     recipe: Recipe,
-    offer: Offer,
+    offers: Sequence[Offer],
     *,
+    nodes: int = 1,
     budget_usd: Decimal | None = None,
     max_hours: float | None = None,
 ) -> Plan:
-    """The recipe on that offer; limits that are not given are the recipe's own.
+    """The recipe on the best of those offers; limits that are not given are the recipe's own.
 
     Raises PlanRefusedError where it could not, or should not, be launched there.
     """
     check_source(recipe.data)
+    offers = [o for o in offers if _can_share(recipe, _ranks(recipe, o, nodes))] or offers
+    offer = offers[0]
     if recipe.node.gpus and not offer.gpu_count:
         raise PlanRefusedError(
             f"`{recipe_name}` wants {' or '.join(recipe.node.gpus)}, and there is no GPU on "
@@ -69,29 +95,56 @@ def make_plan(
             hint="`--set node.gpus=[]` runs it on the CPU anyway, slowly; "
             "`gptctl recipes` names smaller ones",
         )
-    ranks = offer.gpu_count or recipe.node.cpu_ranks
+    ranks = _ranks(recipe, offer, nodes)
     micro_batch_size, grad_accum_steps = _share_batch(recipe, ranks, offer)
     if budget_usd is None:
         budget_usd = recipe.budget.usd
+    if max_hours is None:
+        max_hours = recipe.budget.max_hours
     notes = []
+    if needs_limit(offers, budget_usd, max_hours):
+        max_hours = default_hours(recipe)
+        most = Decimal(str(max_hours)) * max(o.price_per_hour for o in offers) * nodes
+        notes.append(
+            f"no limit was given that could stop it, so it stops after {max_hours:g} hours "
+            f"(${most:.2f} at most); `--budget USD` and `--max-hours HOURS` set others"
+        )
     if budget_usd is not None and not offer.price_per_hour:
         notes.append(
-            f"this machine has no price, so the budget of ${budget_usd} cannot stop the run; "
+            f"the machine has no price, so the budget of ${budget_usd} cannot stop the run; "
             "`--price-per-hour` gives it one"
         )
     return Plan(
         recipe_name=recipe_name,
         recipe=recipe,
-        offer=offer,
-        nodes=1,
+        offers=tuple(offers),
+        nodes=nodes,
         ranks=ranks,
         device="cuda" if offer.gpu_count else "cpu",
         micro_batch_size=micro_batch_size,
         grad_accum_steps=grad_accum_steps,
         budget_usd=budget_usd,
-        max_hours=recipe.budget.max_hours if max_hours is None else max_hours,
+        max_hours=max_hours,
         notes=tuple(notes),
     )
+
+
+def _ranks(recipe: Recipe, offer: Offer, nodes: int) -> int:
+    return (offer.gpu_count or recipe.node.cpu_ranks) * nodes
+
+
+def needs_limit(
+    offers: Sequence[Offer], budget_usd: Decimal | None, max_hours: float | None
+) -> bool:
+    """Whether a run on one of those machines could go on for ever: no rented one may."""
+    is_free = any(not offer.price_per_hour for offer in offers)
+    return offers[0].cloud != LOCAL and max_hours is None and (budget_usd is None or is_free)
+
+
+def default_hours(recipe: Recipe) -> float:
+    """Half as long again as the reference took, and half an hour to begin and end."""
+    reference = recipe.reference
+    return DEFAULT_HOURS if reference is None else round(1.5 * reference.hours + 0.5, 1)
 
 
 def check_source(data: DataConfig) -> None:
@@ -107,6 +160,10 @@ def check_source(data: DataConfig) -> None:
             "this recipe trains on a text that you choose",
             hint="name it: `--data PATH` (a file, a folder or a glob)",
         )
+
+
+def _can_share(recipe: Recipe, ranks: int) -> bool:
+    return not recipe.train.batch_tokens % (recipe.model.block_size * ranks)
 
 
 def _share_batch(recipe: Recipe, ranks: int, offer: Offer) -> tuple[int, int]:

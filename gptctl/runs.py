@@ -9,7 +9,8 @@ from difflib import get_close_matches
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gptctl.backends import BackendState
+from gptctl.backends import LOCAL, BackendState
+from gptctl.condition import Launching, judge
 from gptctl.errors import NotFoundError, UsageError
 from training.errors import ObjectExistsError, ObjectNotFoundError, TrainingError
 from training.layout import (
@@ -17,6 +18,7 @@ from training.layout import (
     RUNS,
     STATUS_JSON,
     TERMINAL,
+    Offer,
     RunRecord,
     State,
     Status,
@@ -26,10 +28,7 @@ from training.layout import (
 )
 from training.storage import Storage
 
-STALE_AFTER_S = 60.0
-"""A heartbeat comes each second from a folder, each ten from a bucket."""
-START_GRACE_S = 30.0
-"""A run may be recorded for this long before anything must be alive."""
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 
 CHANGES: dict[State, frozenset[State]] = {
     "pending": frozenset({"provisioning", "preparing", "stopped", "failed"}),
@@ -46,11 +45,19 @@ CHANGES: dict[State, frozenset[State]] = {
 
 
 class RunView(Struct, frozen=True, kw_only=True):
-    """A run as it is shown and as `--json` prints it; `read_at` is when it was looked at."""
+    """A run as it is shown and as `--json` prints it; `read_at` is when it was looked at.
+
+    `offer`: the machine it got, or is planned on, `nodes` of it. `is_billing`: a rented machine
+    of it exists. `is_launching`: somebody on this machine is at starting it.
+    """
 
     run_id: str
     recipe: str
     cloud: str
+    offer: Offer
+    nodes: int
+    is_billing: bool
+    is_launching: bool
     state: State
     reason: str | None
     message: str | None
@@ -96,12 +103,31 @@ def new_run_id(recipe_name: str) -> str:
     return f"{slug}-{secrets.token_hex(2)}"
 
 
-def create_run(store: Storage, record: RunRecord) -> RunRecord:
-    """Record the run before anything is asked for; under another id where its own is taken."""
+def check_name(name: str) -> str:
+    """A run's name that the user chose. Raises UsageError where a cloud would refuse it."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a run",
+            hint="letters, digits and `-`, a letter first, at most 40: `--name gpt2-first-try`",
+        )
+    return name
+
+
+def create_run(store: Storage, record: RunRecord, *, may_rename: bool = True) -> RunRecord:
+    """Record the run before anything is asked for; under another id where its own is taken.
+
+    Raises UsageError where it is, and may not have another.
+    """
     while True:
         try:
             store.write(run_key(record.run_id, RUN_JSON), encode(record), if_absent=True)
-        except ObjectExistsError:
+        except ObjectExistsError as error:
+            if not may_rename:
+                raise UsageError(
+                    f"there is a run {record.run_id!r} in {store.url} already",
+                    hint=f"choose another name, or go on with it: "
+                    f"`gptctl launch --resume {record.run_id}`",
+                ) from error
             record = replace(record, run_id=new_run_id(record.recipe_name))
         else:
             write_status(store, first_status(record))
@@ -120,7 +146,7 @@ def first_status(record: RunRecord) -> Status:
         updated_at=record.created_at,
         budget_usd=record.budget_usd,
         max_hours=record.max_hours,
-        price_per_hour=record.offer.price_per_hour,
+        price_per_hour=record.offer.price_per_hour * record.nodes,
     )
 
 
@@ -211,43 +237,33 @@ def read_all(store: Storage) -> tuple[list[tuple[RunRecord, Status]], list[str]]
 
 
 def view_run(
-    record: RunRecord, status: Status, backend: BackendState, *, store: str, now: datetime
+    record: RunRecord,
+    status: Status,
+    backend: BackendState,
+    *,
+    store: str,
+    now: datetime,
+    launching: Launching = "none",
 ) -> RunView:
-    """What is known of the run, made one: its heartbeat, and whether anything is alive."""
-    age_s = (now - status.updated_at).total_seconds()
-    resume = f"`gptctl launch --resume {record.run_id}` goes on from the last checkpoint"
-    is_stale = False
-    if status.state not in TERMINAL and backend != "running":
-        was_started = status.state != "pending"
-        if age_s > START_GRACE_S if not was_started else backend == "gone":
-            status = replace(
-                status,
-                state="failed",
-                reason="killed",
-                message=f"its supervisor died in phase {status.phase}"
-                if was_started
-                else "it was recorded but never started",
-                hint=resume,
-            )
-    if status.state not in TERMINAL and age_s > STALE_AFTER_S:
-        is_stale = True
-        status = replace(
-            status,
-            message=f"no sign of life for {age_s:,.0f} s: its store may be out of reach",
-            hint=f"if its machine is gone, {resume}",
-        )
+    """What is known of the run, made one: its heartbeat, its machine, its launch."""
+    condition = judge(record, status, backend=backend, launching=launching, now=now)
+    status, offer = condition.status, status.offer or record.offer
     phases: dict[str, float] = {}
     for line in status.bill:
         phases[line.phase] = round(phases.get(line.phase, 0.0) + line.seconds, 3)
     return RunView(
         run_id=record.run_id,
         recipe=record.recipe_name,
-        cloud=record.offer.cloud,
+        cloud=offer.cloud,
+        offer=offer,
+        nodes=record.nodes,
+        is_billing=offer.cloud != LOCAL and backend == "running",
+        is_launching=launching == "under_way",
         state=status.state,
         reason=status.reason,
         message=status.message,
         hint=status.hint,
-        is_stale=is_stale,
+        is_stale=condition.is_stale,
         backend=backend,
         phase=status.phase,
         step=status.step,

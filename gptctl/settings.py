@@ -16,11 +16,15 @@ NODE_ROOT_VARIABLE = "GPTCTL_NODE_ROOT"
 
 
 class Settings(Struct, frozen=True, kw_only=True):
-    """`store`: a folder or `s3://…`; `node_root`: where the local backend's nodes work."""
+    """`store`: a folder or `s3://…`; `node_root`: where the local backend's nodes work.
+
+    `cloud` None leaves it to the recipe; `state`: notes on what was launched from here.
+    """
 
     store: str
-    cloud: str
+    cloud: str | None
     node_root: Path
+    state: Path
 
 
 class ConfigFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,7 +57,7 @@ def read_settings(
         store=expand_home(
             resolve(store, env.get(STORE_VARIABLE), config.store, str(data / "store")), home
         ),
-        cloud=resolve(cloud, env.get(CLOUD_VARIABLE), config.cloud, "local"),
+        cloud=cloud or env.get(CLOUD_VARIABLE) or config.cloud or None,
         node_root=Path(
             expand_home(
                 resolve(
@@ -62,6 +66,7 @@ def read_settings(
                 home,
             )
         ),
+        state=data / "launched",
     )
 
 

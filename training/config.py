@@ -141,8 +141,12 @@ class SampleConfig(Section, frozen=True, kw_only=True):
 
 
 class NodeConfig(Section, frozen=True, kw_only=True):
-    """Where it runs: `gpus` in order of preference (`A100-80GB:8`), or `cpu_ranks` processes."""
+    """Where it runs: `gpus` in order of preference (`A100-80GB:8`), or `cpu_ranks` processes.
 
+    `cloud` is where it runs unless the user names another: SkyPilot's name of it.
+    """
+
+    cloud: str = "local"
     gpus: tuple[str, ...] = ()
     cpu_ranks: Count = 1
     stall_after_s: Annotated[float, Meta(gt=0.0)] = 600.0

@@ -82,6 +82,22 @@ def open_store(url: str) -> Storage:
     return FolderStorage(url, _parse_file_url(url) if scheme else _parse_folder(url))
 
 
+def node_environment(url: str) -> dict[str, str]:
+    """What a machine elsewhere needs in its environment to reach that store: secrets.
+
+    Raises StorageError for a folder, which no other machine sees, and where there are none.
+    """
+    scheme = _SCHEME.match(url)
+    if not scheme or scheme[1] != "s3":
+        raise StorageError(
+            f"{url} is a folder of this machine, which a rented one cannot reach",
+            hint="keep the runs in a bucket: `--store s3://bucket/prefix`, or set GPTCTL_STORE",
+        )
+    from training.storage_s3 import read_credentials  # noqa: PLC0415
+
+    return read_credentials(parse_s3_url(url))
+
+
 def check_key(key: str) -> str:
     """`key` itself. Raises StorageError for one that is empty or could leave the prefix."""
     if "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):

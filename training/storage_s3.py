@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, NoCredentialsError
 
 from training.storage import S3Location, StoredObject, check_key, check_prefix
 from training.storage_files import os_errors, staged, verify
@@ -33,6 +33,23 @@ _CLIENT = Config(
 )
 # Without "classic", boto3 changes its implementation, and its errors, by the machine it is on.
 _TRANSFER = TransferConfig(preferred_transfer_client="classic")
+
+
+def read_credentials(location: S3Location) -> dict[str, str]:
+    """This machine's credentials, wherever boto3 found them, as environment variables."""
+    with s3_errors(location):
+        session = boto3.session.Session()
+        found = session.get_credentials()
+        if found is None:
+            raise NoCredentialsError
+        keys = found.get_frozen_credentials()
+    named = {
+        "AWS_ACCESS_KEY_ID": keys.access_key,
+        "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+        "AWS_SESSION_TOKEN": keys.token,
+        "AWS_DEFAULT_REGION": session.region_name,
+    }
+    return {name: value for name, value in named.items() if value}
 
 
 class S3Storage:

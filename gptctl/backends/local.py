@@ -8,12 +8,10 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import date
-from decimal import Decimal
 from pathlib import Path
 
-from gptctl.backends import BackendState, Job
-from gptctl.errors import BackendError
+from gptctl.backends import BackendState, Job, Tell, Wanted
+from gptctl.errors import BackendError, UsageError
 from gptctl.offers import offer_this_machine
 from gptctl.programs import training_program
 from training.layout import Offer, RunPaths
@@ -41,17 +39,27 @@ class LocalBackend:
         self._env = dict(env)
         self._children: dict[str, _Detached] = {}
 
-    def offers(self, *, price_per_hour: Decimal | None, today: date) -> list[Offer]:
+    def offers(self, wanted: Wanted) -> list[Offer]:
         training_program("supervise")  # a machine without torch has nothing to offer
-        return [offer_this_machine(self._gpus(), price_per_hour=price_per_hour, today=today)]
+        price = wanted.price_per_hour
+        return [offer_this_machine(self._gpus(), price_per_hour=price, today=wanted.today)]
 
-    def submit(self, job: Job) -> None:
+    def check(self, offers: list[Offer]) -> None:
+        pass  # what it lacks it lacked already when it was asked for an offer
+
+    def describe(self, job: Job) -> str:
+        raise UsageError(
+            "a run on this machine is a process, not a SkyPilot task",
+            hint="`--emit` is for rented machines: `--cloud lambda`",
+        )
+
+    def submit(self, job: Job, *, tell: Tell) -> Offer:
         run_id = job.record.run_id
         paths = RunPaths(self._root, run_id)
         overrides = {
             "--budget-usd": job.budget_usd,
             "--max-hours": job.max_hours,
-            "--price-per-hour": job.price_per_hour,
+            "--price-per-hour": job.offers[0].price_per_hour,
         }
         command = training_program(
             "supervise", run_id, "--store", job.store, "--root", str(self._root)
@@ -82,6 +90,7 @@ class LocalBackend:
         except BaseException:
             process.terminate()
             raise
+        return job.offers[0]
 
     def state(self, run_id: str) -> BackendState:
         if (child := self._children.get(run_id)) is not None:
@@ -100,7 +109,10 @@ class LocalBackend:
             with log.open(encoding="utf-8", errors="replace") as file:
                 yield from file
 
-    def stop(self, run_id: str) -> None:
+    def follow_log(self, run_id: str, stage: str, offset: int) -> Iterator[bytes]:
+        yield from ()  # the store is as near as the node
+
+    def stop(self, run_id: str, *, tell: Tell) -> None:
         lock = RunPaths(self._root, run_id).lock
         try:
             if _is_held(lock) and (pid := _holder(lock)) is not None:

@@ -26,6 +26,16 @@ def talk_console() -> "Console":
     return _console(stderr=True)
 
 
+def say(line: str) -> None:
+    """A line of talk, as it comes."""
+    talk_console().print(line, soft_wrap=True)
+
+
+def warn(line: str) -> None:
+    """Also beside a command that never loads rich."""
+    sys.stderr.write(f"warning: {line}\n")
+
+
 def _console(*, stderr: bool) -> "Console":
     from rich.console import Console
 

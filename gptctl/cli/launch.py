@@ -1,22 +1,34 @@
 """`gptctl launch`: plan, ask, start, follow."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from msgspec.structs import replace
 
-from gptctl.backends import Backend
-from gptctl.cli.console import is_terminal, print_json, talk_console
+from gptctl.backends import LOCAL, Backend
+from gptctl.cli.console import is_terminal, print_json, say, talk_console
 from gptctl.cli.follow import follow_to_end
 from gptctl.cli.options import JsonOption, StoreOption
 from gptctl.cli.session import Session, absolute_path, open_session, utc_now
+from gptctl.doctor import prove_writable
 from gptctl.errors import UsageError
-from gptctl.launch import check_data_here, plan_resume, read_versions
+from gptctl.launch import (
+    BOOT_TIMEOUT_S,
+    Patience,
+    make_job,
+    make_record,
+    plan_resume,
+    read_versions,
+)
 from gptctl.launch import launch as start_run
 from gptctl.launch import resume as resume_run
-from gptctl.plan import Limits, Plan, make_plan, parse_limits
-from gptctl.recipe import read_recipe
+from gptctl.offers import describe_machine
+from gptctl.order import Order, plan_order
+from gptctl.plan import Limits, Plan, parse_limits
+from gptctl.runs import check_name
+from training.layout import Offer
 
+WHAT, WHERE, LIMITS = "What to train", "Where", "Limits"
 EXIT_DECLINED = 3
 """A plan that the user refused is a refused plan."""
 
@@ -25,75 +37,179 @@ def launch(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="A recipe's name, or a TOML file.")
     ] = None,
-    cloud: Annotated[
-        str | None, typer.Option("--cloud", help="Where to run: `local` is this machine.")
-    ] = None,
-    store: StoreOption = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of the recipe.", rich_help_panel=WHAT
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", metavar="PATH", help="Train on your own UTF-8 text.")
-    ] = None,
-    budget: Annotated[
-        str | None, typer.Option("--budget", metavar="USD", help="Stop before it costs more.")
-    ] = None,
-    max_hours: Annotated[float | None, typer.Option("--max-hours", help="Stop after that.")] = None,
-    price_per_hour: Annotated[
         str | None,
-        typer.Option("--price-per-hour", metavar="USD", help="What this machine costs."),
+        typer.Option(
+            "--data", metavar="PATH", help="Train on your own UTF-8 text.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Of the run; else the recipe's and four more characters.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Go on with that run.")
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with that run, from its last checkpoint.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    store: StoreOption = None,
+    cloud: Annotated[
+        str | None,
+        typer.Option(
+            "--cloud",
+            metavar="CLOUDS",
+            help="`local`, a cloud, several (`lambda,runpod`), or `any`; else the recipe's.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            "--gpus",
+            metavar="GPUS",
+            help="Of each machine, best first: `A100-80GB:8,H100:8`; else the recipe's.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            "--region", metavar="REGION", help="There and nowhere else.", rich_help_panel=WHERE
+        ),
+    ] = None,
+    nodes: Annotated[
+        int,
+        typer.Option("--nodes", min=1, max=64, help="How many machines.", rich_help_panel=WHERE),
+    ] = 1,
+    spot: Annotated[
+        bool,
+        typer.Option(
+            "--spot",
+            help="Cheaper machines that may be taken away; the run then goes on elsewhere.",
+            rich_help_panel=WHERE,
+        ),
+    ] = False,
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover",
+            help="Go on elsewhere when a machine dies, at the full price too.",
+            rich_help_panel=WHERE,
+        ),
+    ] = False,
+    wait_hours: Annotated[
+        float,
+        typer.Option(
+            "--wait",
+            metavar="HOURS",
+            min=0.0,
+            help="Keep asking for so long where there is no machine.",
+            rich_help_panel=WHERE,
+        ),
+    ] = 0.0,
+    boot_timeout: Annotated[
+        float,
+        typer.Option(
+            "--boot-timeout",
+            metavar="MINUTES",
+            min=0.1,
+            help="Give a machine back that has not come up by then.",
+            rich_help_panel=WHERE,
+        ),
+    ] = BOOT_TIMEOUT_S / 60,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="USD",
+            help="Save, stop and tear down before it costs more.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    max_hours: Annotated[
+        float | None,
+        typer.Option(
+            "--max-hours",
+            metavar="HOURS",
+            help="The same, before it takes longer.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    price_per_hour: Annotated[
+        str | None,
+        typer.Option(
+            "--price-per-hour",
+            metavar="USD",
+            help="Of one machine, where you know better than the price list.",
+            rich_help_panel=LIMITS,
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and leave.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Start it and leave; `gptctl status` finds it.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, no more.")] = False,
+    emit: Annotated[
+        Path | None,
+        typer.Option("--emit", metavar="FILE", help="Write the SkyPilot task, without secrets."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Train a GPT: show the plan, ask once, start the run and follow it."""
     limits = parse_limits(budget=budget, max_hours=max_hours, price_per_hour=price_per_hour)
+    patience = Patience(wait_s=wait_hours * 3600, boot_timeout_s=boot_timeout * 60)
     session = open_session(store, cloud)
+    text = absolute_path(data) if data else None
+    if name is not None:
+        check_name(name)
     if resume is not None:
-        if recipe or overrides or data or cloud or dry_run:
+        if recipe or overrides or cloud or gpus or region or spot or recover or name or emit:
             raise UsageError(
                 "--resume goes on with a run as it was recorded",
                 hint="only --budget, --max-hours and --price-per-hour can change",
             )
         run_id, backend = session.find(resume)
-        _resume(session, run_id, backend, limits, yes=yes)
+        _resume(session, run_id, backend, limits, patience, text, yes=yes, dry_run=dry_run)
     elif recipe is None:
         raise UsageError("launch what?", hint="such as `gptctl launch demo`; `gptctl recipes`")
     else:
-        backend = session.backend(session.settings.cloud)
-        plan = _plan(recipe, overrides or [], data, backend, limits)
+        order = Order(
+            recipe=recipe,
+            overrides=tuple(overrides or ()),
+            data=text,
+            cloud=session.settings.cloud,
+            gpus=gpus,
+            region=region,
+            nodes=nodes,
+            spot=spot,
+            recover=recover,
+            limits=limits,
+        )
+        plan, backend = plan_order(
+            order, open_backend=session.backend, store=session.store.url, today=utc_now().date()
+        )
         _show_plan(plan, session, json=dry_run and json)
-        if dry_run:
-            return
-        run_id = _launch(plan, session, backend, yes=yes)
-    follow_to_end(session, run_id, backend, detach=detach, json=json)
-
-
-def _plan(
-    name: str, overrides: list[str], data: str | None, backend: Backend, limits: Limits
-) -> Plan:
-    recipe_name, recipe = read_recipe(name, overrides)
-    if data is not None:
-        recipe = replace(recipe, data=replace(recipe.data, source="text", path=data, revision=""))
-    if recipe.data.path:
-        path = str(absolute_path(recipe.data.path))
-        recipe = replace(recipe, data=replace(recipe.data, path=path))
-    offer = backend.offers(price_per_hour=limits.price_per_hour, today=utc_now().date())[0]
-    plan = make_plan(
-        recipe_name,
-        recipe,
-        offer,
-        budget_usd=limits.budget_usd,
-        max_hours=limits.max_hours,
-    )
-    check_data_here(recipe.data)
-    return plan
+        if emit is not None:
+            _emit(plan, session, backend, name, to=emit)
+        if not dry_run:
+            run_id = _launch(plan, session, backend, patience, name, yes=yes)
+    if not dry_run:
+        follow_to_end(session, run_id, backend, detach=detach, json=json)
 
 
 def _show_plan(plan: Plan, session: Session, *, json: bool) -> None:
@@ -105,35 +221,80 @@ def _show_plan(plan: Plan, session: Session, *, json: bool) -> None:
     talk_console().print(plan_table(plan, store=session.store.url))
 
 
-def _launch(plan: Plan, session: Session, backend: Backend, *, yes: bool) -> str:
-    _ask(f"Launch {plan.recipe_name}?", yes=yes)
-    try:
-        record = start_run(
-            plan,
-            store=session.store,
-            backend=backend,
-            versions=read_versions(),
-            now=utc_now(),
-        )
-    except KeyboardInterrupt:
-        _say_nothing_runs()
-        raise
-    talk_console().print(f"Launched {record.run_id}.")
+def _emit(plan: Plan, session: Session, backend: Backend, name: str | None, *, to: Path) -> None:
+    record = make_record(
+        plan, store=session.store.url, versions=read_versions(), now=utc_now(), name=name
+    )
+    to.write_text(backend.describe(make_job(plan, record, Patience())), encoding="utf-8")
+    say(f"Wrote {to}: what SkyPilot would be given, without its secrets.")
+
+
+def _launch(
+    plan: Plan,
+    session: Session,
+    backend: Backend,
+    patience: Patience,
+    name: str | None,
+    *,
+    yes: bool,
+) -> str:
+    _ask(f"Launch {name or plan.recipe_name}?", yes=yes)
+    backend.check(list(plan.offers))
+    if plan.offer.cloud != LOCAL:
+        prove_writable(session.store)
+    record, offer = start_run(
+        plan,
+        store=session.store,
+        backend=backend,
+        patience=patience,
+        versions=read_versions(),
+        now=utc_now(),
+        tell=say,
+        name=name,
+    )
+    say(f"Launched {record.run_id}{_where(offer)}.")
     return record.run_id
 
 
-def _resume(session: Session, run_id: str, backend: Backend, limits: Limits, *, yes: bool) -> None:
+def _resume(
+    session: Session,
+    run_id: str,
+    backend: Backend,
+    limits: Limits,
+    patience: Patience,
+    text: Path | None,
+    *,
+    yes: bool,
+    dry_run: bool,
+) -> None:
     from gptctl.cli.render import run_details
 
     talk_console().print(run_details(session.look(run_id, backend)()))
-    plan_resume(run_id, limits, store=session.store, backend=backend, now=utc_now())
+    job = plan_resume(
+        run_id,
+        limits,
+        store=session.store,
+        backend=backend,
+        patience=patience,
+        now=utc_now(),
+        text=text,
+    )
+    if dry_run:
+        return
     _ask(f"Go on with {run_id}?", yes=yes)
-    try:
-        resume_run(run_id, limits, store=session.store, backend=backend, now=utc_now())
-    except KeyboardInterrupt:
-        _say_nothing_runs()
-        raise
-    talk_console().print(f"Resumed {run_id}.")
+    backend.check(list(job.offers))
+    offer = resume_run(job, store=session.store, backend=backend, now=utc_now(), tell=say)
+    say(f"Resumed {run_id}{_where(offer)}.")
+
+
+def _where(offer: Offer) -> str:
+    """` on 8x A100-80GB in us-east-1 of lambda, $22.32 an hour`; nothing for this machine."""
+    if offer.cloud == LOCAL:
+        return ""
+    from gptctl.cli.render import dollars
+
+    place = f"{offer.region} of {offer.cloud}" if offer.region else offer.cloud
+    return f" on {describe_machine(offer)} in {place}, {dollars(offer.price_per_hour)} an hour"
 
 
 def _ask(question: str, *, yes: bool) -> None:
@@ -148,12 +309,8 @@ def _ask(question: str, *, yes: bool) -> None:
     try:
         agreed = typer.confirm(question, err=True)
     except (typer.Abort, KeyboardInterrupt):
-        _say_nothing_runs()
+        say("\nInterrupted before it started: nothing is running.")
         raise KeyboardInterrupt from None
     if not agreed:
-        talk_console().print("Nothing was launched.")
+        say("Nothing was launched.")
         raise typer.Exit(EXIT_DECLINED)
-
-
-def _say_nothing_runs() -> None:
-    talk_console().print("\nInterrupted before it started: nothing is running.")

@@ -1,5 +1,6 @@
 """Runs made by hand, written through the records of `training.layout`, as a node would."""
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from gptctl.backends import BackendState, Job
+from gptctl.backends import BackendState, Job, Tell, Wanted
 from training import manifest
 from training.config import (
     CheckpointConfig,
@@ -132,27 +133,45 @@ class RunFolder:
 class FakeBackend:
     """A machine that does as it is told: for use cases, whose own logic is what is tested."""
 
-    def __init__(self, state: BackendState = "gone", error: BaseException | None = None) -> None:
+    def __init__(
+        self,
+        state: BackendState = "gone",
+        error: BaseException | None = None,
+        offers: Sequence[Offer] = (OFFER,),
+    ) -> None:
         self.now: BackendState = state
         self.error = error
+        self.has = list(offers)
+        self.asked: list[Wanted] = []
         self.jobs: list[Job] = []
         self.stopped: list[str] = []
 
-    def offers(self, **_: Any) -> list[Offer]:
-        return [OFFER]
+    def offers(self, wanted: Wanted) -> list[Offer]:
+        self.asked.append(wanted)
+        return self.has
 
-    def submit(self, job: Job) -> None:
+    def check(self, offers: list[Offer]) -> None:
+        pass
+
+    def describe(self, job: Job) -> str:
+        return job.record.run_id
+
+    def submit(self, job: Job, *, tell: Tell) -> Offer:
         self.jobs.append(job)
         if self.error is not None:
             raise self.error
         self.now = "running"
+        return job.offers[-1]
 
     def state(self, run_id: str) -> BackendState:
         return self.now
 
-    def logs(self, run_id: str) -> Any:
+    def logs(self, run_id: str) -> Iterator[str]:
         return iter(())
 
-    def stop(self, run_id: str) -> None:
+    def follow_log(self, run_id: str, stage: str, offset: int) -> Iterator[bytes]:
+        return iter(())
+
+    def stop(self, run_id: str, *, tell: Tell) -> None:
         self.stopped.append(run_id)
         self.now = "gone"

@@ -11,6 +11,7 @@ import gptctl.cli
 from gptctl.cli import COMMANDS, load_command, main
 from gptctl.errors import (
     BackendError,
+    CapacityError,
     GptctlError,
     NotFoundError,
     PlanRefusedError,
@@ -58,6 +59,7 @@ EXIT_CODES = {
     RunFailedError: 4,
     NotFoundError: 6,
     BackendError: 8,
+    CapacityError: 8,
     TrainingError: 4,
     ConfigError: 4,
     DataError: 4,

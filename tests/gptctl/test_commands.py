@@ -143,7 +143,11 @@ def test_run_may_be_named_by_its_beginning_if_no_other_begins_so(ended, call_jso
     ("command", "code", "said"),
     [
         (["logs", RUN, "--stage", "sample"], 6, "it has: train"),
-        (["logs", RUN, "--stage", "trian", "--follow"], 2, "supervise, prepare, train, sample"),
+        (
+            ["logs", RUN, "--stage", "trian", "--follow"],
+            2,
+            "check, prepare, train, sample",
+        ),
         (["pull-checkpoint", RUN, "--to", "x", "--step", "17"], 6, "it has step 80, 100"),
         (["pull-checkpoint", RUN, "--to", "x", "--step", "banana"], 2, "`latest` or `best`"),
         (["pull-checkpoint", RUN, "--to", "data"], 2, "not an empty folder"),
@@ -167,7 +171,7 @@ def test_run_may_be_named_by_its_beginning_if_no_other_begins_so(ended, call_jso
         (["launch", "shakespeare", "--data", "x" * 300, "--dry-run"], 3, "File name too long"),
         (["launch", "shakespeare", "--data", "file"], 2, "--yes"),
         (["launch", "demo", "--budget", "0"], 2, "--budget"),
-        (["launch", "demo", "--cloud", "mars", "--yes"], 2, "one of: local"),
+        (["launch", "demo", "--cloud", "mars", "--yes"], 2, "several of: aws"),
     ],
 )
 def test_mistake_is_one_clear_error_with_its_exit_code(ended, call, home, command, code, said):
@@ -260,5 +264,5 @@ def test_dry_run_is_one_document_and_leaves_nothing(call_json, home):
     plan = call_json("launch", "demo", "--price-per-hour", "1.10", "--budget", "5", "--dry-run")
 
     assert (plan["recipe_name"], plan["budget_usd"]) == ("demo", "5")
-    assert plan["offer"]["price_per_hour"] == "1.10"
+    assert [offer["price_per_hour"] for offer in plan["offers"]] == ["1.10"]
     assert list(home.iterdir()) == []

@@ -7,14 +7,12 @@ from gptctl.monitor import (
     await_end,
     exit_code_of,
     follow,
-    follow_log,
     logged_stages,
     read_log,
     watch,
 )
 from tests.gptctl.run_folder import NOW, FakeBackend, RunFolder
 from training.errors import StorageUnavailableError
-from training.layout import run_key
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def test_following_waits_for_the_supervisor_to_let_go(run):
     backend = FakeBackend("running")
     run.write_status(state="stopped", reason="user")
 
-    views = list(follow(look_at(run, backend), wait=lambda: backend.stop(run.run_id)))
+    views = list(follow(look_at(run, backend), wait=lambda: backend.stop(run.run_id, tell=print)))
 
     assert [v.backend for v in views] == ["running", "gone"]
 
@@ -65,7 +63,7 @@ def test_following_waits_for_the_supervisor_to_let_go(run):
 def test_following_ends_when_the_supervisor_dies(run):
     backend = FakeBackend("running")
 
-    *_, last = follow(look_at(run, backend), wait=lambda: backend.stop(run.run_id))
+    *_, last = follow(look_at(run, backend), wait=lambda: backend.stop(run.run_id, tell=print))
 
     assert (last.state, last.reason) == ("failed", "killed")
 
@@ -92,21 +90,6 @@ def unavailable():
 def test_unknown_run_is_not_found_before_anything_is_followed(run):
     with pytest.raises(NotFoundError):
         watch("nope", store=run.store, backend=FakeBackend(), clock=lambda: NOW)
-
-
-def test_log_is_followed_from_its_start_through_its_growth_to_its_end(run):
-    key = run_key(run.run_id, "logs", "train.log")
-
-    def views():
-        yield None  # not written yet
-        run.write_log("train", "step 1\n")
-        yield None
-        yield None  # nothing new
-        run.write_log("train", "step 1\nstep 2\n")
-        yield None
-        run.write_log("train", "step 1\nstep 2\nend\n")
-
-    assert list(follow_log(run.store, key, views())) == [b"step 1\n", b"step 2\n", b"end\n"]
 
 
 def test_missing_log_names_the_stages_that_have_one(run):

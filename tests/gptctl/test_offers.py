@@ -2,10 +2,10 @@ from datetime import date
 from decimal import Decimal
 
 import pytest
+from msgspec.structs import replace
 
-from gptctl.backends import open_backend
+from gptctl.backends import Wanted
 from gptctl.backends.local import LocalBackend
-from gptctl.errors import UsageError
 from gptctl.offers import describe_machine, offer_this_machine
 
 TODAY = date(2026, 11, 21)
@@ -25,7 +25,8 @@ def smi_folder(tmp_path):
 
 
 def local_offer(tmp_path, env, price=None):
-    (offer,) = LocalBackend(tmp_path, env).offers(price_per_hour=price, today=TODAY)
+    wanted = Wanted(gpus=(), cpu_ranks=2, price_per_hour=price, today=TODAY)
+    (offer,) = LocalBackend(tmp_path, env).offers(wanted)
     return offer
 
 
@@ -50,16 +51,15 @@ def test_only_visible_gpus_are_offered(tmp_path, smi_folder, visible, count):
     assert local_offer(tmp_path, env).gpu_count == count
 
 
+def test_cluster_of_ones_own_is_described_by_its_gpus_alone():
+    offer = offer_this_machine(["H100", "H100"], price_per_hour=None, today=TODAY)
+
+    assert describe_machine(replace(offer, instance_type="")) == "2x H100"
+
+
 def test_given_price_is_dated_and_says_who_gave_it():
     offer = offer_this_machine([], price_per_hour=Decimal("2.50"), today=TODAY)
 
     assert offer.price_per_hour == Decimal("2.50")
     assert offer.price_source == "given by --price-per-hour"
     assert offer.price_as_of == "2026-11-21"
-
-
-def test_unknown_cloud_names_the_known_ones(tmp_path):
-    with pytest.raises(UsageError, match="moon") as error:
-        open_backend("moon", node_root=tmp_path, env={})
-
-    assert "local" in error.value.hint

@@ -59,7 +59,7 @@ def test_durations_are_short(seconds, shown):
 
 def test_plan_shows_what_it_would_do_and_cost():
     shown = text_of(
-        plan_table(make_plan("small", RECIPE, OFFER, budget_usd=Decimal(36)), store="s")
+        plan_table(make_plan("small", RECIPE, [OFFER], budget_usd=Decimal(36)), store="s")
     )
 
     for words in ("100 steps of 256 tokens", "2 ranks on cpu", "$3.60 an hour", "10 h 00 min"):

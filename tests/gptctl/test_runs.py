@@ -6,12 +6,11 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from msgspec.structs import replace
 
 from gptctl import runs
 from gptctl.backends.local import LocalBackend
 from gptctl.errors import BackendError, NotFoundError, PlanRefusedError, UsageError
-from gptctl.launch import check_data_here, launch, resume
+from gptctl.launch import Patience, launch, plan_resume, resume
 from gptctl.plan import Limits, make_plan
 from gptctl.runs import create_run, find_run_id, new_run_id, read_all, read_status, view_run
 from tests.gptctl.run_folder import (
@@ -34,8 +33,20 @@ def view(backend="running", age_s=1.0, **status):
 
 
 def start(store, backend):
-    plan = make_plan("small", RECIPE, OFFER)
-    return launch(plan, store=store, backend=backend, versions={}, now=NOW)
+    record, _ = launch(
+        make_plan("small", RECIPE, [OFFER]),
+        store=store,
+        backend=backend,
+        patience=Patience(),
+        versions={},
+        now=NOW,
+        tell=ignore,
+    )
+    return record
+
+
+def ignore(line):
+    pass
 
 
 def test_run_id_is_safe_as_a_folder_name():
@@ -167,7 +178,15 @@ def test_ctrl_c_while_starting_stops_what_had_started(tmp_path):
 
 
 def go_on(run, backend, **limits):
-    return resume(run.run_id, Limits(**limits), store=run.store, backend=backend, now=NOW)
+    job = plan_resume(
+        run.run_id,
+        Limits(**limits),
+        store=run.store,
+        backend=backend,
+        patience=Patience(),
+        now=NOW,
+    )
+    resume(job, store=run.store, backend=backend, now=NOW, tell=ignore)
 
 
 def test_resume_makes_a_stopped_run_pending_and_keeps_its_bill(tmp_path):
@@ -180,7 +199,7 @@ def test_resume_makes_a_stopped_run_pending_and_keeps_its_bill(tmp_path):
     assert (status.state, status.reason) == ("pending", None)
     assert status.bill == make_status().bill
     assert backend.jobs[0].budget_usd == 2
-    assert backend.jobs[0].price_per_hour == Decimal("3.60")
+    assert backend.jobs[0].offers[0].price_per_hour == Decimal("3.60")
 
 
 def test_resume_takes_up_a_run_whose_supervisor_was_killed(tmp_path):
@@ -220,16 +239,6 @@ def test_resume_refuses_what_cannot_go_on(tmp_path, status, backend, word):
     assert not machine.jobs
 
 
-def test_text_is_looked_for_before_the_launch(tmp_path):
-    data = replace(RECIPE.data, source="text", path=str(tmp_path / "*.txt"))
-
-    with pytest.raises(PlanRefusedError, match="no text"):
-        check_data_here(data)
-    (tmp_path / "a.txt").write_text("hello")
-    check_data_here(data)
-    check_data_here(replace(data, path=str(tmp_path)))
-
-
 HOLD_LOCK = """
 import sys
 from pathlib import Path
@@ -249,11 +258,11 @@ def test_local_run_is_alive_as_long_as_its_lock_is_held(tmp_path):
     with subprocess.Popen(command, **pipes) as process:
         assert process.stdout.readline() == b"held\n"
         assert backend.state("small-3f9a") == "running"
-        backend.stop("small-3f9a")
+        backend.stop("small-3f9a", tell=ignore)
         process.wait()
 
     assert backend.state("small-3f9a") == "gone"
-    backend.stop("small-3f9a")  # twice is no error
+    backend.stop("small-3f9a", tell=ignore)  # twice is no error
 
 
 def test_stop_trusts_the_lock_and_not_the_process_id_in_it(tmp_path):
@@ -261,7 +270,7 @@ def test_stop_trusts_the_lock_and_not_the_process_id_in_it(tmp_path):
     lock.parent.mkdir(parents=True)
     lock.write_text(str(os.getpid()))
 
-    LocalBackend(tmp_path, os.environ).stop("small-3f9a")  # we would not live to tell
+    LocalBackend(tmp_path, os.environ).stop("small-3f9a", tell=ignore)  # we would not live to tell
 
 
 def test_machine_whose_folder_cannot_be_used_knows_of_no_run(tmp_path):
@@ -270,7 +279,7 @@ def test_machine_whose_folder_cannot_be_used_knows_of_no_run(tmp_path):
 
     assert backend.state("small-3f9a") == "unknown"
     with pytest.raises(BackendError, match="could not be told to stop"):
-        backend.stop("small-3f9a")
+        backend.stop("small-3f9a", tell=ignore)
 
 
 def test_supervisor_that_cannot_start_gives_its_last_words(tmp_path):
@@ -281,7 +290,7 @@ def test_supervisor_that_cannot_start_gives_its_last_words(tmp_path):
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(BackendError, match="already being supervised"):
-            resume(run.run_id, Limits(), store=run.store, backend=StaleState(backend), now=NOW)
+            go_on(run, StaleState(backend))
 
     assert read_status(run.store, run.record).state == "pending"
 

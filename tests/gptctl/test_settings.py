@@ -21,7 +21,8 @@ def test_defaults_lie_under_the_data_folder_of_the_user() -> None:
     settings = read_settings({}, home=HOME)
     assert settings.store == "/home/ada/.local/share/gptctl/store"
     assert settings.node_root == HOME / ".local/share/gptctl/node"
-    assert settings.cloud == "local"
+    assert settings.cloud is None  # as the recipe says
+    assert settings.state == HOME / ".local/share/gptctl/launched"
 
 
 def test_base_folders_are_moved_by_the_environment(tmp_path: Path) -> None:

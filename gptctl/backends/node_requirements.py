@@ -1,0 +1,22 @@
+"""What a node installs: the pinned packages that the `training` package imports, no more.
+
+Every second of installing on a rented node is paid for, so nothing of the laptop's is there.
+"""
+
+import re
+from importlib.metadata import requires
+
+NODE_PACKAGES = ("msgspec", "boto3", "psutil", "torch", "numpy", "safetensors", "tiktoken")
+"""A test holds them against what `training` really imports."""
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def node_requirements() -> list[str]:
+    """`torch==2.13.0` and the like, as gptctl's own metadata pins them."""
+    pinned = {}
+    for line in requires("gptctl") or ():
+        requirement = line.partition(";")[0].strip()
+        if (name := _NAME.match(requirement)) is not None:
+            pinned[name[0].lower()] = requirement
+    return [pinned[name] for name in NODE_PACKAGES]

@@ -1,0 +1,108 @@
+"""What the user asked for → a plan: reads the recipe, asks the backend what there is."""
+
+from collections.abc import Callable
+from datetime import date
+from glob import iglob
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gptctl.backends import LOCAL, Backend, Wanted, parse_clouds
+from gptctl.errors import PlanRefusedError, UsageError
+from gptctl.plan import Limits, Plan, make_plan
+from gptctl.recipe import read_recipe
+from training.config import Recipe
+from training.storage import node_environment
+
+TEXT_FOLDER = "text"
+"""Of a rented node's working folder, where a text from this machine is put."""
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """A launch as it was asked for. `data` is absolute; None is what was not said."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    data: Path | None = None
+    cloud: str | None = None
+    gpus: str | None = None
+    region: str | None = None
+    nodes: int = 1
+    spot: bool = False
+    recover: bool = False
+    limits: Limits = Limits()
+
+
+def plan_order(
+    order: Order, *, open_backend: Callable[..., Backend], store: str, today: date
+) -> tuple[Plan, Backend]:
+    """Raises UsageError and PlanRefusedError for what cannot be launched, or not there."""
+    recipe_name, recipe = read_recipe(order.recipe, order.overrides)
+    if order.gpus is not None:
+        gpus = tuple(word.strip() for word in order.gpus.split(",") if word.strip())
+        if not gpus:
+            raise UsageError(f"--gpus {order.gpus!r} names no GPUs", hint="such as A100-80GB:8")
+        recipe = replace(recipe, node=replace(recipe.node, gpus=gpus))
+    clouds = parse_clouds(order.cloud or recipe.node.cloud)
+    is_local = clouds == (LOCAL,)
+    if is_local and (order.region or order.spot or order.recover or order.nodes > 1):
+        raise UsageError(
+            "--region, --spot, --recover and --nodes are about rented machines",
+            hint="`--cloud lambda` rents one",
+        )
+    recipe, text = _find_text(recipe, order.data, is_local=is_local)
+    if not is_local:
+        node_environment(store)  # raises for a store that no other machine can reach
+    backend = open_backend(*clouds)
+    wanted = Wanted(
+        gpus=recipe.node.gpus,
+        cpu_ranks=recipe.node.cpu_ranks,
+        region=order.region,
+        spot=order.spot,
+        price_per_hour=order.limits.price_per_hour,
+        today=today,
+    )
+    plan = make_plan(
+        recipe_name,
+        recipe,
+        backend.offers(wanted),
+        nodes=order.nodes,
+        budget_usd=order.limits.budget_usd,
+        max_hours=order.limits.max_hours,
+    )
+    return replace(
+        plan, text=text, region=order.region, recover=order.recover or order.spot
+    ), backend
+
+
+def _find_text(
+    recipe: Recipe, chosen: Path | None, *, is_local: bool
+) -> tuple[Recipe, Path | None]:
+    """The recipe as the node is to read it, and the text that has to be brought there."""
+    data = recipe.data
+    if chosen is not None:
+        data = replace(data, source="text", path=str(chosen), revision="")
+    if data.source != "text" or not data.path:
+        return replace(recipe, data=data), None
+    path = Path(data.path).absolute()
+    if is_local:
+        check_text(path, globs=True)
+        return replace(recipe, data=replace(data, path=str(path))), None
+    check_text(path, globs=False)
+    on_node = replace(data, path=f"{TEXT_FOLDER}/{path.name}")
+    return replace(recipe, data=on_node), path
+
+
+def check_text(path: Path, *, globs: bool) -> None:
+    """Raises PlanRefusedError where this machine lacks the text that it would train on."""
+    hint = "`--data` takes a file, a folder or a glob such as 'books/*.txt'"
+    if not globs:
+        hint = "for a rented machine `--data` takes a file or a folder"
+    try:
+        # Globs as the node reads them, which pathlib's are not.
+        found = path.exists() or (globs and any(iglob(str(path), recursive=True)))  # noqa: PTH207
+    except OSError as error:
+        raise PlanRefusedError(f"{path} cannot be read: {error.strerror}", hint=hint) from error
+    if not found:
+        raise PlanRefusedError(f"there is no text at {path}", hint=hint)
