@@ -1,36 +1,102 @@
 """Watch a run through its store. How to wait, and what time it is, come in as values."""
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from gptctl.backends import Backend
+from gptctl.backends import LOCAL, Backend, BackendState, Tell
+from gptctl.backends.launched import Launched, Note
+from gptctl.condition import Launching
 from gptctl.errors import (
     EXIT_STOPPED_BY_BUDGET,
     EXIT_STOPPED_BY_USER,
+    BackendError,
     NotFoundError,
     RunFailedError,
 )
 from gptctl.runs import RunView, read_record, read_status, view_run
 from training.errors import ObjectNotFoundError, StorageUnavailableError
-from training.layout import LOGS, STAGES, run_key
+from training.layout import LOGS, STAGES, RunRecord, Status, run_key
 from training.storage import Storage
 
 Look = Callable[[], RunView]
 Wait = Callable[[], None]
 
+FORGOTTEN_AFTER = timedelta(days=1)
+"""A run that ended before that, and was not launched from here, has no machine any more."""
+
 _EXIT_CODES = {"budget": EXIT_STOPPED_BY_BUDGET, "deadline": EXIT_STOPPED_BY_BUDGET, "target": 0}
 
 
-def watch(run_id: str, *, store: Storage, backend: Backend, clock: Callable[[], datetime]) -> Look:
-    """A look at the run, to be taken again and again. Raises NotFoundError here, not later."""
+def watch(
+    run_id: str,
+    *,
+    store: Storage,
+    backend: Backend,
+    clock: Callable[[], datetime],
+    launched: Launched | None = None,
+    complain: Tell = lambda line: None,
+) -> Look:
+    """A look at the run, to be taken again and again. Raises NotFoundError here, not later.
+
+    `complain` is told why the backend could not be asked: the store may still know.
+    """
     record = read_record(store, run_id)
 
     def look() -> RunView:
-        # The backend first: a run that ends in between is then seen as over, never as killed.
-        alive = backend.state(run_id)
-        return view_run(record, read_status(store, record), alive, store=store.url, now=clock())
+        return see(
+            record,
+            read_status(store, record),
+            store=store,
+            backend=backend,
+            clock=clock,
+            launched=launched,
+            complain=complain,
+        )
 
     return look
+
+
+def see(
+    record: RunRecord,
+    status: Status,
+    *,
+    store: Storage,
+    backend: Backend,
+    clock: Callable[[], datetime],
+    launched: Launched | None,
+    complain: Tell,
+) -> RunView:
+    """The run as it is now; `status` is what the store had just said."""
+    note = launched.read(record.run_id) if launched else None
+    launching = _launching(note)
+    alive: BackendState = "gone" if note else "unknown"
+    if is_worth_asking(record, status, note, now=clock()):
+        try:
+            alive = backend.state(record.run_id)
+        except BackendError as error:
+            alive = "unknown"
+            complain(error.message)
+        if not status.is_over:
+            # After the backend: a run that ended in between is seen as over, never as killed.
+            status = read_status(store, record)
+        if launched and status.is_over and alive == "gone" and launching == "none":
+            launched.settle(record.run_id)
+    return view_run(record, status, alive, store=store.url, now=clock(), launching=launching)
+
+
+def is_worth_asking(record: RunRecord, status: Status, note: Note | None, *, now: datetime) -> bool:
+    """Whether the backend can know more. SkyPilot takes seconds to say that all is long over."""
+    if record.offer.cloud == LOCAL or not status.is_over:
+        return True
+    if note is not None:
+        return not note.is_given_back
+    return now - status.updated_at < FORGOTTEN_AFTER
+
+
+def _launching(note: Note | None) -> Launching:
+    if note is None or note.launcher is None:
+        return "none"
+    return "cut_short" if note.is_cut_short else "under_way"
 
 
 def follow(look: Look, *, wait: Wait) -> Iterator[RunView]:
@@ -51,27 +117,6 @@ def follow(look: Look, *, wait: Wait) -> Iterator[RunView]:
             if view.is_over and view.backend != "running":
                 return
         wait()
-
-
-def follow_log(store: Storage, key: str, views: Iterator[RunView]) -> Iterator[bytes]:
-    """What is in the log under `key`, then what is added to it, as long as `views` last."""
-    offset = 0
-    for _ in views:
-        chunk, offset = _read_new(store, key, offset)
-        if chunk:
-            yield chunk
-    chunk, _ = _read_new(store, key, offset)  # what came between the last look and the end
-    if chunk:
-        yield chunk
-
-
-def _read_new(store: Storage, key: str, offset: int) -> tuple[bytes, int]:
-    size = next((found.size_bytes for found in store.list(key) if found.key == key), 0)
-    if size == offset:
-        return b"", offset
-    data = store.read(key)
-    start = offset if len(data) >= offset else 0  # a log that shrank began anew
-    return data[start:], len(data)
 
 
 def read_log(store: Storage, run_id: str, stage: str) -> bytes:

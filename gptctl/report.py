@@ -50,12 +50,13 @@ def cost_of(record: RunRecord, status: Status) -> Cost:
         by_phase[line.phase] = PhaseCost(
             seconds=round(so_far.seconds + line.seconds, 3), usd=so_far.usd + line.usd
         )
-    is_own = status.price_per_hour == record.offer.price_per_hour
+    offer = status.offer or record.offer
+    is_own = status.price_per_hour == offer.price_per_hour * record.nodes
     return Cost(
         run_id=record.run_id,
         price_per_hour=status.price_per_hour,
-        price_source=record.offer.price_source if is_own else GIVEN_PRICE,
-        price_as_of=record.offer.price_as_of,
+        price_source=offer.price_source if is_own else GIVEN_PRICE,
+        price_as_of=offer.price_as_of,
         spent_usd=status.spent_usd,
         budget_usd=status.budget_usd,
         by_phase=by_phase,

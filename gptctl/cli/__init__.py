@@ -33,10 +33,14 @@ COMMANDS = {
         "launch:launch", "Train a GPT: show the plan, ask once, start the run and follow it."
     ),
     "status": Command("status:status", "Show how runs are: state, step, loss, spend."),
-    "logs": Command("logs:logs", "Print the log of a stage of a run."),
+    "logs": Command(
+        "logs:logs", "Print the log of a run, from its machine's making to its training."
+    ),
     "stop": Command(
         "stop:stop", "Stop a run: it saves a checkpoint, uploads it, and can be resumed."
     ),
+    "ssh": Command("ssh:ssh", "Open a shell on a run's machine, or run a command there."),
+    "open": Command("open:open_page", "Open a run's page in SkyPilot's dashboard."),
     "cost": Command("cost:app", "What runs have cost."),
     "pull-checkpoint": Command(
         "pull_checkpoint:pull_checkpoint",
@@ -46,6 +50,9 @@ COMMANDS = {
         "sample:sample", "Have a run's model write text; what is not given is as its recipe says."
     ),
     "recipes": Command("recipes:app", "List the recipes, or show one."),
+    "doctor": Command(
+        "doctor:doctor", "Look for what would keep a launch from working; say what mends it."
+    ),
 }
 
 

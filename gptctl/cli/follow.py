@@ -6,12 +6,12 @@ from typing import NoReturn
 import typer
 
 from gptctl.backends import Backend
-from gptctl.cli.console import data_console, print_json, talk_console
+from gptctl.cli.console import data_console, print_json, say, talk_console, warn
 from gptctl.cli.live import open_progress
 from gptctl.cli.render import summary
 from gptctl.cli.session import Session
-from gptctl.errors import EXIT_INTERRUPTED, RunFailedError
-from gptctl.monitor import exit_code_of, follow
+from gptctl.errors import EXIT_INTERRUPTED, BackendError, RunFailedError
+from gptctl.monitor import Look, exit_code_of, follow
 from gptctl.report import cost_of, read_curves, read_samples
 from gptctl.runs import RunView, read_record, read_status
 
@@ -32,15 +32,33 @@ def follow_to_end(
         with open_progress(console, lambda: read_curves(session.store, run_id)) as progress:
             for view in follow(look, wait=lambda: time.sleep(session.poll_s)):
                 progress.show(view)
+                if view.is_over and view.is_billing:
+                    break
     except KeyboardInterrupt:
         console.print(f"\n{run_id} goes on without us.")
         _say_how_to_come_back(session, run_id)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    if view.is_billing:
+        view = _give_back(session, run_id, backend, look)
     if json:
         print_json(view)
     else:
         _show_summary(session, view)
     _exit(view)
+
+
+def _give_back(session: Session, run_id: str, backend: Backend, look: Look) -> RunView:
+    """End the machine of a run that is over now, rather than when it does so by itself."""
+    say(f"{run_id} is over: giving its machine back ...")
+    try:
+        backend.stop(run_id, tell=say)
+    except KeyboardInterrupt:
+        say("\nIts machine goes down by itself within two minutes. To make sure:")
+        say(f"  {session.command('stop', run_id)}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except BackendError as error:
+        warn(f"{error.message}\n  hint: {error.hint}")
+    return look()
 
 
 def _show_summary(session: Session, view: RunView) -> None:

@@ -74,7 +74,7 @@ class LiveProgress:
 def progress_line(view: RunView) -> str:
     """`training  step 120/400  loss 2.31  val 2.40  52,000 tokens/s  $0.01 of $1.00 …`"""
     parts = [
-        view.phase if not view.is_over else state_of(view),
+        _phase(view),
         f"step {view.step:,}/{view.steps:,}",
         f"loss {number(view.loss, '.4f')}",
         f"val {number(view.val_loss, '.4f')}",
@@ -85,11 +85,17 @@ def progress_line(view: RunView) -> str:
     return "  ".join(parts) + (f"  ({view.message})" if view.message else "")
 
 
+def _phase(view: RunView) -> str:
+    """What it does, where it is known to do anything."""
+    is_at_it = not (view.is_over or view.is_stale or view.state == "preempted")
+    return view.phase if is_at_it else state_of(view)
+
+
 def live_view(view: RunView, curves: Curves) -> Group:
     head = Table.grid(padding=(0, 2))
     head.add_row(
         Text(view.run_id, style="bold"),
-        Text(view.phase),
+        Text(_phase(view)),
         ProgressBar(total=view.steps, completed=view.step, width=30),
         Text(f"step {view.step:,} of {view.steps:,}"),
     )

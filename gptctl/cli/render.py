@@ -12,14 +12,17 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from gptctl.backends import LOCAL
 from gptctl.checkpoints import PulledCheckpoint
 from gptctl.cli.curve import draw_curve
-from gptctl.offers import describe_machine
+from gptctl.offers import describe_gpus, describe_machine
 from gptctl.plan import Plan
 from gptctl.report import Cost, Curves
 from gptctl.runs import RunView
+from training.layout import Offer
 
 CURVE_WIDTH, CURVE_HEIGHT = 76, 15
+MOST_ALTERNATIVES = 4
 
 
 def dollars(usd: Decimal | None) -> str:
@@ -63,15 +66,27 @@ def moment(at: datetime) -> str:
 
 
 def state_of(view: RunView) -> str:
-    """`stopped (budget)`; a run that has not been heard of says so."""
+    """`stopped (budget)`; a run that has not been heard of says so, as one that bills on does."""
     reason = f" ({view.reason})" if view.reason and view.reason != "completed" else ""
-    return f"{view.state}{reason}{' (stale)' if view.is_stale else ''}"
+    bills = " (still bills)" if view.is_billing and view.is_over else ""
+    return f"{view.state}{reason}{' (stale)' if view.is_stale else ''}{bills}"
+
+
+def machine_of(view: RunView) -> str:
+    """`2 x 8x A100-80GB ... in us-east-1 of lambda, $22.32 an hour, bills now`"""
+    offer = view.offer
+    count = f"{view.nodes} x " if view.nodes > 1 else ""
+    if offer.cloud == LOCAL:
+        return count + describe_machine(offer)
+    place = f"{offer.region} of {offer.cloud}" if offer.region else offer.cloud
+    price = f"{dollars(view.price_per_hour)} an hour"
+    bills = {"running": "bills now", "gone": "gone", "unknown": "not known to SkyPilot here"}
+    return f"{count}{describe_machine(offer)} in {place}, {price}, {bills[view.backend]}"
 
 
 def plan_table(plan: Plan, *, store: str) -> Table:
     recipe, offer = plan.recipe, plan.offer
     train, model = recipe.train, recipe.model
-    price = f"{dollars(offer.price_per_hour)} an hour" if offer.price_per_hour else "none"
     budget = dollars(plan.budget_usd) if plan.budget_usd else "no limit"
     if plan.budget_hours is not None:
         budget += f", which buys {duration(plan.budget_hours * 3600)}"
@@ -91,10 +106,10 @@ def plan_table(plan: Plan, *, store: str) -> Table:
             "data": recipe.data.path or recipe.data.source,
             "training": f"{counted(train.steps, 'step')} of {train.batch_tokens:,} tokens: "
             f"{train.tokens:,} tokens",
-            "machine": f"{describe_machine(offer)} ({offer.cloud}); "
-            f"{counted(plan.ranks, 'rank')} on {plan.device}",
+            "machine": f"{_machines(plan)}; {counted(plan.ranks, 'rank')} on {plan.device}",
+            **_place_of(plan),
             "a step": batch,
-            "price": f"{price} ({offer.price_source}, {offer.price_as_of})",
+            "price": f"{_price(plan)} ({offer.price_source}, {offer.price_as_of})",
             "budget": budget,
             "time limit": duration(plan.max_hours * 3600) if plan.max_hours else "no limit",
             "store": store,
@@ -110,6 +125,41 @@ def plan_table(plan: Plan, *, store: str) -> Table:
     for note in plan.notes:
         table.add_row("note", note)
     return table
+
+
+def _machines(plan: Plan) -> str:
+    nodes = f"{plan.nodes} nodes of " if plan.nodes > 1 else ""
+    return f"{nodes}{describe_machine(plan.offer)}{', spot' if plan.offer.spot else ''}"
+
+
+def _price(plan: Plan) -> str:
+    """Of all nodes together, as it is what a bill says."""
+    if not plan.price_per_hour:
+        return "none"
+    each = f" for {plan.nodes} nodes at {dollars(plan.offer.price_per_hour)}"
+    return f"{dollars(plan.price_per_hour)} an hour{each if plan.nodes > 1 else ''}"
+
+
+def _place_of(plan: Plan) -> dict[str, str]:
+    """Where the first choice is, and what comes next where it is not to be had."""
+    first = plan.offer
+    if first.cloud == LOCAL:
+        return {}
+    kinds: dict[tuple[str, str, int], list[Offer]] = {}
+    for offer in plan.offers:
+        kinds.setdefault((offer.cloud, offer.gpu, offer.gpu_count), []).append(offer)
+    same, *others = kinds.values()
+    region = "any region of " if len(same) > 1 else f"region {first.region} of "
+    facts = {"where": (region if first.region else "") + first.cloud}
+    if others:
+        names = []
+        for cheapest, *_ in others[:MOST_ALTERNATIVES]:
+            cloud = "" if cheapest.cloud == first.cloud else f" on {cheapest.cloud}"
+            price = dollars(cheapest.price_per_hour * plan.nodes)
+            names.append(f"{describe_gpus(cheapest)}{cloud} {price}")
+        more = f" and {len(others) - len(names)} more" if len(others) > len(names) else ""
+        facts["else"] = ", ".join(names) + more
+    return facts
 
 
 def runs_table(views: list[RunView]) -> Table:
@@ -133,7 +183,8 @@ def run_details(view: RunView) -> Table:
     table = _facts(
         {
             "run": view.run_id,
-            "recipe": f"{view.recipe} ({view.cloud})",
+            "recipe": view.recipe,
+            "machine": machine_of(view),
             "state": state_of(view),
             "phase": view.phase,
             "step": f"{view.step:,} of {view.steps:,} ({view.tokens:,} tokens)",

@@ -2,15 +2,21 @@
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
-from gptctl.backends import BACKENDS, Backend, open_backend
-from gptctl.errors import UsageError
-from gptctl.monitor import Look, watch
-from gptctl.runs import RunView, find_run_id, read_all, read_record, view_run
+from gptctl.backends import LOCAL, Backend, open_backend
+from gptctl.backends.absent import AbsentBackend
+from gptctl.backends.launched import Launched, Note
+from gptctl.backends.rented import RentedBackend
+from gptctl.cli.console import warn
+from gptctl.errors import BackendError, UsageError
+from gptctl.monitor import Look, see, watch
+from gptctl.runs import RunView, find_run_id, read_all, read_record
 from gptctl.settings import Settings, expand_home, read_settings
+from training.layout import RunPaths, RunRecord
 from training.storage import Storage, open_store
 
 
@@ -23,32 +29,87 @@ class Session:
     settings: Settings
     store: Storage
     store_flag: str | None
+    backends: dict[tuple[str, ...], Backend] = field(default_factory=dict)
+    complaints: set[str] = field(default_factory=set)
 
     def command(self, *words: str) -> str:
         """A command to suggest, which looks where this one did."""
         flag = f" --store {shlex.quote(self.store_flag)}" if self.store_flag else ""
         return " ".join(("gptctl", *words)) + flag
 
-    def backend(self, cloud: str) -> Backend:
-        return open_backend(cloud, node_root=self.settings.node_root, env=os.environ)
+    def backend(self, *clouds: str) -> Backend:
+        """The same for the same clouds, as one may remember what it has just asked."""
+        if clouds not in self.backends:
+            self.backends[clouds] = open_backend(
+                clouds,
+                node_root=self.settings.node_root,
+                state=self.settings.state,
+                home=_home(),
+                env=os.environ,
+            )
+        return self.backends[clouds]
+
+    @property
+    def launched(self) -> Launched:
+        return Launched(self.settings.state)
+
+    def backend_or_none(self, cloud: str) -> Backend:
+        """Where SkyPilot is not to be had, one that says so when it is needed."""
+        try:
+            return self.backend(cloud)
+        except BackendError as error:
+            return AbsentBackend(error)
 
     def find(self, run: str) -> tuple[str, Backend]:
         """The run's id and its backend. Raises NotFoundError."""
         run_id = find_run_id(self.store, run)
-        return run_id, self.backend(read_record(self.store, run_id).offer.cloud)
+        return run_id, self.backend_or_none(read_record(self.store, run_id).offer.cloud)
+
+    def rent(self, run: str) -> tuple[RunRecord, RentedBackend]:
+        """The record of a run on a rented machine, and SkyPilot.
+
+        Raises NotFoundError, UsageError for a run on this machine, BackendError without SkyPilot.
+        """
+        record = read_record(self.store, find_run_id(self.store, run))
+        if record.offer.cloud == LOCAL:
+            raise UsageError(
+                f"{record.run_id} is a run on this machine, not on a rented one",
+                hint=f"its files: {RunPaths(self.settings.node_root, record.run_id).folder}",
+            )
+        return record, cast(RentedBackend, self.backend(record.offer.cloud))
 
     def look(self, run_id: str, backend: Backend) -> Look:
-        return watch(run_id, store=self.store, backend=backend, clock=utc_now)
+        return watch(
+            run_id,
+            store=self.store,
+            backend=backend,
+            clock=utc_now,
+            launched=self.launched,
+            complain=self._complain,
+        )
 
     def views(self) -> tuple[list[RunView], list[str]]:
         """All runs, newest first, and warnings about those that cannot be read."""
         found, warnings = read_all(self.store)
-        views = []
-        for record, status in found:
-            cloud = record.offer.cloud
-            alive = self.backend(cloud).state(record.run_id) if cloud in BACKENDS else "unknown"
-            views.append(view_run(record, status, alive, store=self.store.url, now=utc_now()))
+        views = [
+            see(
+                record,
+                status,
+                store=self.store,
+                backend=self.backend_or_none(record.offer.cloud),
+                clock=utc_now,
+                launched=self.launched,
+                complain=self._complain,
+            )
+            for record, status in found
+        ]
         return views, warnings
+
+    def _complain(self, why: str) -> None:
+        """Once: the same fault returns with every look."""
+        if why not in self.complaints:
+            self.complaints.add(why)
+            warn(f"what SkyPilot knows could not be asked, only the store: {why}")
 
     @property
     def poll_s(self) -> float:
@@ -64,7 +125,20 @@ class Session:
 def open_session(store: str | None = None, cloud: str | None = None) -> Session:
     settings = read_settings(os.environ, home=_home(), store=store, cloud=cloud)
     opened = open_store(_absolute_url(settings.store))
-    return Session(settings=settings, store=opened, store_flag=store)
+    session = Session(settings=settings, store=opened, store_flag=store)
+    for note in session.launched.cut_short():
+        _warn_of_cut_short(note, session)
+    return session
+
+
+def _warn_of_cut_short(note: Note, session: Session) -> None:
+    """Its machine may bill, whatever this command is about."""
+    elsewhere = "" if note.store == session.store.url else f" --store {shlex.quote(note.store)}"
+    status, stop = (f"`gptctl {verb} {note.run_id}{elsewhere}`" for verb in ("status", "stop"))
+    warn(
+        f"the launch of {note.run_id} was cut short and may have left a machine that bills: "
+        f"{status} looks, {stop} ends it"
+    )
 
 
 def absolute_path(path: str) -> Path:
