@@ -9,7 +9,7 @@ from msgspec import Struct
 from gptctl.offers import GIVEN_PRICE
 from training.errors import ObjectNotFoundError
 from training.events import parse_lines
-from training.layout import METRICS, SAMPLES, RunRecord, Status, run_key
+from training.layout import METRICS, SAMPLES, BillLine, RunRecord, Status, run_key
 from training.storage import Storage
 
 Point = tuple[int, float]
@@ -25,9 +25,16 @@ class Curves(Struct, frozen=True, kw_only=True):
         return len(self.train) + len(self.val) > 1
 
 
-class PhaseCost(Struct, frozen=True, kw_only=True):
+class Spent(Struct, frozen=True, kw_only=True):
     seconds: float
     usd: Decimal
+
+    def plus(self, line: BillLine) -> "Spent":
+        seconds = round(self.seconds + line.seconds, 3)
+        return Spent(seconds=seconds, usd=self.usd + line.usd)
+
+
+NOTHING = Spent(seconds=0.0, usd=Decimal(0))
 
 
 class Cost(Struct, frozen=True, kw_only=True):
@@ -39,17 +46,18 @@ class Cost(Struct, frozen=True, kw_only=True):
     price_as_of: str
     spent_usd: Decimal
     budget_usd: Decimal | None
-    by_phase: dict[str, PhaseCost]
+    by_phase: dict[str, Spent]
+    by_life: dict[int, Spent]
+    """A run that was resumed, or recovered, has more than one."""
 
 
 def cost_of(record: RunRecord, status: Status) -> Cost:
     """The bill by phase, all lives together. Price: the one in force in the last life."""
-    by_phase: dict[str, PhaseCost] = {}
+    by_phase: dict[str, Spent] = {}
+    by_life: dict[int, Spent] = {}
     for line in status.bill:
-        so_far = by_phase.get(line.phase, PhaseCost(seconds=0.0, usd=Decimal(0)))
-        by_phase[line.phase] = PhaseCost(
-            seconds=round(so_far.seconds + line.seconds, 3), usd=so_far.usd + line.usd
-        )
+        by_phase[line.phase] = by_phase.get(line.phase, NOTHING).plus(line)
+        by_life[line.life] = by_life.get(line.life, NOTHING).plus(line)
     offer = status.offer or record.offer
     is_own = status.price_per_hour == offer.price_per_hour * record.nodes
     return Cost(
@@ -60,6 +68,7 @@ def cost_of(record: RunRecord, status: Status) -> Cost:
         spent_usd=status.spent_usd,
         budget_usd=status.budget_usd,
         by_phase=by_phase,
+        by_life=by_life,
     )
 
 

@@ -210,6 +210,12 @@ def cost_table(cost: Cost) -> Group:
     for name, phase in cost.by_phase.items():
         share = f"{phase.seconds / total_s:.0%}" if total_s else "-"
         table.add_row(name, duration(phase.seconds), share, dollars(phase.usd))
+    if len(cost.by_life) > 1:
+        table.add_section()
+        for life, spent in cost.by_life.items():
+            share = f"{spent.seconds / total_s:.0%}" if total_s else "-"
+            table.add_row(f"life {life}", duration(spent.seconds), share, dollars(spent.usd))
+        table.add_section()
     table.add_row("all", duration(total_s), "", dollars(cost.spent_usd), style="bold")
     price = f"{dollars(cost.price_per_hour)} an hour" if cost.price_per_hour else "no price"
     return Group(table, Text(f"{price} ({cost.price_source}, {cost.price_as_of})"))

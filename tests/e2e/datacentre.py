@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from decimal import Decimal
 from pathlib import Path
@@ -218,17 +218,28 @@ class DataCentre:
         """It dies as by a preemption or the failure of its host: gone from the API too."""
         return self._call("kill", name_or_id)
 
-    def terminate_all(self) -> None:
-        for vm in self.instances():
+    def terminate(self, vms: Sequence[Vm]) -> None:
+        for vm in vms:
             self._call("terminate", vm.id)
-        self.wait_until_empty(20)
 
-    def wait_until_empty(self, timeout_s: float) -> list[Vm]:
-        """The VMs that are still there at the end of that time."""
+    def wait_until_empty(self, timeout_s: float, *, but: tuple[str, ...] = ()) -> list[Vm]:
+        """The VMs that are still there at the end of that time; `but` those of such names."""
         deadline = time.monotonic() + timeout_s
-        while (left := self.instances()) and time.monotonic() < deadline:
+        while True:
+            left = [vm for vm in self.instances() if not vm.name.startswith(but or ("/",))]
+            if not left or time.monotonic() > deadline:
+                return left
             time.sleep(0.2)
-        return left
+
+    def wait_for_vm(self, name: str, timeout_s: float = 90) -> Vm:
+        """The first VM of that name (its beginning) that is active."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for vm in self.instances():
+                if vm.name.startswith(name) and vm.status == "active":
+                    return vm
+            assert time.monotonic() < deadline, self.instances()
+            time.sleep(0.1)
 
     def billed_usd(self, name: str = "") -> Decimal:
         """For the VMs of that name (its beginning), from launch to end; to now if they live."""

@@ -163,7 +163,9 @@ def test_a_gpt2_recipe_made_small_trains_on_gpt2s_own_tokens(
     options = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
     user.env["TIKTOKEN_CACHE_DIR"] = str(gpt2_vocabulary)
     view = user.json(
-        "launch", "gpt2-124m", "--data", str(user.text), "--yes", *user.to_store, *options
+        *("launch", "gpt2-124m", "--cloud", "local", "--data", str(user.text), "--yes"),
+        *user.to_store,
+        *options,
     )
     assert (view["state"], view["step"]) == ("succeeded", 8)
     assert view["val_loss"] < 11  # ln 50257 = 10.82 at first

@@ -1,0 +1,117 @@
+"""A run on a rented machine, from its launch to what is left when the machine is gone."""
+
+from decimal import Decimal
+
+import pytest
+
+from tests.e2e.cloud_user import CloudUser
+
+LAMBDA = ("--cloud", "lambda", "--budget", "0.05")
+PHASES = {"booting", "checking_hardware", "installing", "preparing", "training", "finishing"}
+
+
+def test_a_run_fails_over_finishes_goes_down_and_leaves_everything_in_the_store(
+    user: CloudUser,
+) -> None:
+    centre = user.datacentre
+    centre.inject_no_capacity(region="us-east-1")
+    centre.inject("instances", status=429)
+    launched = user.run(*user.launch_arguments, *LAMBDA, "--name", "first", "--json")
+    assert centre.wait_until_empty(5) == []  # given back at once, not by autodown
+    for line in ("Launching on Lambda us-east-1", "Launched first on", "$0.20 an hour"):
+        assert line in launched.stderr
+
+    view = user.status("first")
+    assert (view["state"], view["step"], view["is_billing"]) == ("succeeded", 30, False)
+    (vm,) = [vm for vm in centre.history() if vm.name.startswith("first")]
+    taken = view["offer"]
+    assert vm.region != "us-east-1"
+    assert (taken["region"], taken["instance_type"]) == (vm.region, vm.instance_type)
+    assert Decimal(taken["price_per_hour"]) * 100 == vm.cents_per_hour
+
+    cost = user.json("cost", "show", "first", *user.to_store)
+    assert {*cost["by_phase"]} > PHASES
+    # What is billed between the last word and the machine's end is told ahead, and rather high.
+    late = Decimal("0.20") * 100 / 3600
+    billed = centre.billed_usd("first")
+    assert billed <= Decimal(cost["spent_usd"]) + Decimal("0.0005")
+    assert Decimal(cost["spent_usd"]) - billed < late
+
+    logs = user.run("logs", "first", *user.to_store).stdout
+    places = [
+        logs.index(w) for w in ("us-east-1", "booting", "installing", "step 1/30", "step 30/30")
+    ]
+    assert places == sorted(places)
+    pulled = user.json("pull-checkpoint", "first", "--to", str(user.home / "p"), *user.to_store)
+    assert pulled["step"] == 30
+    assert user.run("sample", "first", *user.to_store).stdout.strip()
+    told = user.run("ssh", "first", *user.to_store, exit_code=8).stderr
+    assert "gone" in told
+    again = user.run(*user.launch_arguments, *LAMBDA, "--name", "first", exit_code=2).stderr
+    assert "already" in again
+
+
+def test_two_nodes_train_one_model_and_the_logs_follow(user: CloudUser) -> None:
+    follower = None
+    run_id = user.launch_detached(*LAMBDA, "--nodes", "2", "--set", "train.steps=200")
+    try:
+        follower = user.start("logs", run_id, "--follow", *user.to_store)
+        view = user.wait_for_end(run_id, timeout_s=180)
+        assert view["state"] == "succeeded", view
+        assert view["nodes"] == 2
+        vms = [vm for vm in user.datacentre.history() if vm.name.startswith(run_id)]
+        assert len(vms) == 2
+        user.run("stop", run_id, *user.to_store)
+        followed, _ = follower.communicate(timeout=60)
+    finally:
+        if follower is not None:
+            follower.kill()
+    whole = user.run("logs", run_id, *user.to_store).stdout
+    assert followed == whole  # nothing twice, nothing missing, live or from the store
+    assert "2 ranks" in whole
+    assert sum(line.startswith("step 200/200  loss") for line in whole.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "exit_code", "words"),
+    [
+        (("--cloud", "lamda"), 2, "lambda"),
+        (("--cloud", "lambda", "--gpus", "A100-80G:8"), 2, "A100-80GB"),
+        (("--cloud", "lambda", "--gpus", "A100-80GB:64"), 2, "--nodes"),
+        (("--cloud", "lambda", "--region", "us-est-1"), 2, "us-east-1"),
+        (("--cloud", "lambda", "--spot"), 3, "spot"),
+        (("--cloud", "runpod"), 8, "catalogue"),
+        (("--cloud", "lambda", "--store", "/somewhere"), 7, "s3://"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_rented(
+    user: CloudUser, option: tuple[str, ...], exit_code: int, words: str
+) -> None:
+    asked = len(user.datacentre.requests())
+    arguments = user.launch_arguments
+    if "--store" in option:
+        arguments = arguments[: arguments.index("--store")]
+    told = user.run(*arguments, *option, exit_code=exit_code).stderr
+    assert words in told
+    new = user.datacentre.requests()[asked:]
+    assert not [request for request in new if request["path"].endswith("/launch")]
+
+
+def test_wrong_keys_rent_nothing(user: CloudUser) -> None:
+    centre = user.datacentre
+    user.env["AWS_SECRET_ACCESS_KEY"] = "wrong-secret-wrong-secret"
+    told = user.run(*user.launch_arguments, *LAMBDA, exit_code=7).stderr
+    assert "AWS_SECRET_ACCESS_KEY" in told
+    assert "wrong-secret" not in told
+
+    home = centre.add_home("wrong-key", api_key="wrong-key-wrong-key")
+    stranger = CloudUser(centre, "wrong-key", home=home)
+    told = stranger.run(*stranger.launch_arguments, *LAMBDA, exit_code=3).stderr
+    assert "lambda" in told
+    assert "sky check lambda" in told
+    assert "wrong-key-wrong" not in told
+    examined = stranger.run("doctor", *stranger.to_store, exit_code=8)
+    assert "FAIL" in examined.stdout
+    centre.kill_api_server(home)
+    assert centre.instances() == []
+    assert stranger.status_all() == []
