@@ -23,6 +23,7 @@ from torch import Tensor
 
 from training import manifest
 from training.config import Recipe
+from training.distributed import ALONE, Ranks
 from training.errors import CheckpointError, NoSpaceError
 from training.layout import Record, checkpoint_name, decode, encode
 from training.model import GPT
@@ -115,29 +116,53 @@ class CheckpointWriter:
 
 
 def load_newest(
-    checkpoints: Path, model: GPT, optimizers: Optimizers, *, on_skip: Callable[[str], None]
+    checkpoints: Path,
+    model: GPT,
+    optimizers: Optimizers,
+    *,
+    on_skip: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> TrainerState | None:
-    """Put the newest checkpoint that verifies into model and optimizers.
+    """Put the newest checkpoint that verifies into model and optimizers of all ranks.
 
-    None: there is none, training starts afresh. `on_skip(why)` is called for each newer one
-    that is damaged. Raises CheckpointError for one of another model.
+    Only rank 0, whose node has the folder, reads it; the others are sent the same bits. None:
+    there is none, training starts afresh. `on_skip(why)` is called there for each newer one
+    that is damaged. Raises CheckpointError, on all ranks, for one of another model.
     """
-    folder, skipped = manifest.newest_valid(checkpoints)
-    for error in skipped:
-        on_skip(error.message)
-    if folder is None:
+    trainer: dict[str, Tensor] = {}
+
+    def read() -> tuple[bytes, list[tuple[str, torch.Size, torch.dtype]]] | None:
+        folder, skipped = manifest.newest_valid(checkpoints)
+        for error in skipped:
+            on_skip(error.message)
+        if folder is None:
+            return None
+        state = read_state(folder)
+        load_model(folder, model)
+        trainer.update(load_file(folder / TRAINER))
+        return encode(state), [(name, t.shape, t.dtype) for name, t in trainer.items()]
+
+    found = ranks.ask_first(read)
+    if found is None:
         return None
-    state = read_state(folder)
-    load_model(folder, model)
-    trainer = load_file(folder / TRAINER)
+    data, contents = found
+    for parameter in model.parameters():
+        ranks.broadcast(parameter.data)
+    for name, shape, dtype in contents:
+        values = trainer[name] if ranks.is_first else torch.empty(shape, dtype=dtype)
+        trainer[name] = ranks.broadcast(values.to(ranks.device))
+    _restore_trainer(trainer, optimizers)
+    return decode(data, TrainerState, name=STATE)
+
+
+def _restore_trainer(trainer: dict[str, Tensor], optimizers: Optimizers) -> None:
     prefix = "optimizer/"
     optimizers.load_state(
         {k.removeprefix(prefix): v for k, v in trainer.items() if k.startswith(prefix)}
     )
-    torch.set_rng_state(trainer["rng/cpu"])
+    torch.set_rng_state(trainer["rng/cpu"].cpu())
     if torch.cuda.is_available() and "rng/cuda" in trainer:
-        torch.cuda.set_rng_state(trainer["rng/cuda"])
-    return state
+        torch.cuda.set_rng_state(trainer["rng/cuda"].cpu())
 
 
 def read_state(folder: Path) -> TrainerState:

@@ -1,10 +1,18 @@
-"""What a device can do: its peak, the denominator of model FLOPs utilization, and bfloat16."""
+"""What a device can do: its peak, the denominator of model FLOPs utilization, and bfloat16.
+
+Cards whose power limit keeps them far below their data sheet (A10, L4) are left out: no figure
+would be fair to them.
+"""
 
 import torch
 
 DENSE_BF16_FLOPS = {
     # NVIDIA's data sheets, dense (without sparsity), in order of match.
+    "MIG": None,  # a slice of a card
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,  # SXM
     "A100": 312e12,
 }

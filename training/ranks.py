@@ -3,11 +3,35 @@
 import os
 import sys
 
+from torch.distributed import DistError
 from torch.distributed.run import main
 
+from training.cluster import JOIN_TIMEOUT_S, NODES_MISSING, interface_towards
 from training.processes import PARENT_PID, end_with_parent
+
+HEAD = "--master-addr"
+
+
+def run(arguments: list[str]) -> str | int | None:
+    """Raises torch's ChildFailedError, which names the rank that failed first."""
+    if HEAD in arguments:
+        head = arguments[arguments.index(HEAD) + 1]
+        if interface := interface_towards(head):
+            # For gloo only: nccl finds fast networks beside it that do not lead to this address.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    try:
+        main(arguments)
+    except DistError as error:
+        print(
+            f"error: the nodes did not meet within {JOIN_TIMEOUT_S} s: {error}\n"
+            "  hint: one did not start, or a firewall stands between them",
+            file=sys.stderr,
+        )
+        return NODES_MISSING
+    return 0
+
 
 if __name__ == "__main__":
     end_with_parent()
     os.environ[PARENT_PID] = str(os.getpid())  # of the ranks
-    main(sys.argv[1:])
+    sys.exit(run(sys.argv[1:]))

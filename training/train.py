@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from training.batch_size import share_batch
 from training.checkpoint import CheckpointWriter, TrainerState, load_newest
 from training.config import Recipe
 from training.data import POLL_S, BatchLoader, TrainingTokens, read_prepared
@@ -27,6 +28,7 @@ from training.evaluate import ValidationSet, validation_loss
 from training.events import append_event
 from training.layout import RunPaths, RunRecord, Shard, decode
 from training.model import GPT
+from training.node_error import read_node_error
 from training.optimizer import Optimizers, clip_gradients
 from training.peaks import multiplies_bfloat16, peak_flops
 from training.processes import StopFlag, end_with_parent, exclusive
@@ -54,8 +56,8 @@ class Trainer:
             is_first=ranks.is_first,
             peak_flops=peak * ranks.world_size if peak else None,
         )
-        self.grad_accum_steps = record.grad_accum_steps
-        self.micro_batch_size = record.micro_batch_size
+        self.paths = paths
+        self.micro_batch_size, self.grad_accum_steps = share_batch(self.recipe, ranks)
 
         torch.manual_seed(self.train.seed)
         self.model = GPT(self.recipe.model, seed=self.train.seed).to(ranks.device)
@@ -68,6 +70,7 @@ class Trainer:
             self.model,
             self.optimizers,
             on_skip=self.telemetry.report_skipped,
+            ranks=ranks,
         ) or TrainerState(step=0, tokens=0, best_val_loss=None, recipe=self.recipe)
 
         self.validation = self.wait_for_validation_set(dataset)
@@ -88,10 +91,14 @@ class Trainer:
         if ranks.world_size > 1:
             self.replica = DistributedDataParallel(self.forward, gradient_as_bucket_view=True)
 
-    def run(self) -> None:
-        """Train to the last step, or to a stop; leave a committed checkpoint behind."""
+    def run(self) -> bool:
+        """Train to the last step, or to a stop; leave a committed checkpoint behind.
+
+        Whether it was stopped.
+        """
         self.begin()
         step, last = self.state.step, self.train.steps
+        stopping = False
         while True:
             if is_due(step, self.recipe.eval.every, last=last) and not self.is_evaluated(step):
                 self.evaluate(step)
@@ -99,6 +106,7 @@ class Trainer:
                 break
             if not self.wait_until(lambda: self.batches.has(step)):  # noqa: B023 - called at once
                 self.save(step)
+                stopping = True
                 break
             started = perf_counter()
             loss = self.accumulate_gradients(step)
@@ -115,6 +123,7 @@ class Trainer:
             if stopping:
                 break
         self.writer.wait()
+        return stopping
 
     def begin(self) -> None:
         step = self.state.step
@@ -205,10 +214,17 @@ class Trainer:
         """True as soon as every rank finds data there; False where a stop comes before it.
 
         The ranks decide together: one that went on, or left, alone would hang the others.
+        Raises, on all ranks, what keeps the data from coming to the node of one of them.
         """
         told = False
         while True:
-            missing, stopping = self.ranks.agree(not is_there(), self.stop.is_set)
+            here = is_there()
+            error = None if here else read_node_error(self.paths)
+            missing, stopping, failing = self.ranks.agree(
+                not here, self.stop.is_set, error is not None
+            )
+            if failing:
+                raise next(found for found in self.ranks.gather(error) if found)
             if not missing or stopping:
                 return not missing
             if not told:
@@ -235,6 +251,11 @@ class Trainer:
         return tokens
 
 
+def is_head_stopping(ranks: Ranks, stop: StopFlag) -> bool:
+    """Whether the node that owns the record was told to stop; else only another one was."""
+    return any(told for node, told in ranks.gather((ranks.node_rank, stop.is_set)) if node == 0)
+
+
 class StoppedWaiting(Exception):  # noqa: N818
     """SIGTERM came while there was nothing to train on."""
 
@@ -257,9 +278,9 @@ def main(argv: list[str]) -> str | int:
         try:
             with alone():
                 ranks.barrier()
-                Trainer(record, paths, arguments.dataset, ranks, stop).run()
+                is_stopped = Trainer(record, paths, arguments.dataset, ranks, stop).run()
         except StoppedWaiting:
-            return 0
+            is_stopped = True
         except TrainingError as error:
             with suppress(OSError):  # where the disk is full, the supervisor finds that itself
                 append_event(
@@ -271,6 +292,8 @@ def main(argv: list[str]) -> str | int:
                     hint=error.hint,
                 )
             return error.report
+        if is_stopped and not is_head_stopping(ranks, stop):
+            return "another node was told to end: the run goes on when its nodes are back"
     return 0
 
 

@@ -18,7 +18,7 @@ from tests.tiny import make_dataset, make_recipe, make_record, make_run
 from training.checkpoint import MODEL, TRAINER
 from training.config import Recipe
 from training.events import parse_lines
-from training.layout import RunPaths, committed_checkpoints
+from training.layout import RunPaths, committed_checkpoints, encode, write_atomic
 
 pytestmark = pytest.mark.slow
 
@@ -212,3 +212,52 @@ def test_a_checkpoint_that_is_passed_over_is_told_in_the_log(tmp_path: Path) -> 
     assert process.returncode == 0, errors.decode()
     assert "passed over: step-00000006" in told.decode()
     assert len(events(paths, "checkpoint_skipped")) == 1
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_checkpoint_of_another_model_ends_all_ranks_with_its_reason(
+    tmp_path: Path, ranks: int
+) -> None:
+    train(tmp_path, make_recipe())
+    process, paths = start(tmp_path, make_recipe(model={"n_embd": 32}), ranks=ranks)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    told = {(event["stage"], event["kind"]) for event in events(paths, "error")}
+    assert told == {("train", "CheckpointError")}
+    assert "step-00000006 holds another model" in errors.decode()
+
+
+def test_a_run_may_go_on_with_another_number_of_ranks_than_was_planned(tmp_path: Path) -> None:
+    paths = train(tmp_path, make_recipe(train={"steps": 6}), ranks=1)
+    planned = make_record(make_recipe(train={"steps": 10}), ranks=1)
+    write_atomic(paths.record, encode(planned))
+    ranks = ["--standalone", "--nproc-per-node", "4"]
+    program = ["training.train", str(paths.folder), str(tmp_path / "data")]
+    subprocess.run(
+        [sys.executable, "-m", "training.ranks", *ranks, "-m", *program],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    last = metrics(paths)[-1]
+    assert (last["step"], last["tokens"]) == (10, 640)
+    assert events(paths, "training_resumed")[-1]["step"] == 6
+
+
+def test_ranks_that_cannot_share_a_step_are_told_so(tmp_path: Path) -> None:
+    record = make_record(make_recipe(), ranks=1)
+    paths = make_run(tmp_path, record)
+    make_dataset(tmp_path / "data", record.recipe)
+    ranks = ["--standalone", "--nproc-per-node", "3"]
+    program = ["training.train", str(paths.folder), str(tmp_path / "data")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "training.ranks", *ranks, "-m", *program],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        timeout=120,
+    )
+    assert ran.returncode == 1
+    event = events(paths, "error")[0]
+    assert event["kind"] == "ConfigError"
+    assert "3 ranks cannot share evenly" in event["message"]
