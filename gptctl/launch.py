@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 import gptctl
 from gptctl.backends import LOCAL, Backend, Job, Tell, Wanted
+from gptctl.backends.launched import Launched
 from gptctl.errors import BackendError, PlanRefusedError
 from gptctl.plan import Limits, Plan, default_hours, needs_limit
 from gptctl.provision_log import ProvisionLog
@@ -96,11 +97,19 @@ def plan_resume(
     patience: Patience,
     now: datetime,
     text: Path | None = None,
+    launched: Launched | None = None,
 ) -> Job:
     """What going on with the run would ask of the backend; limits not given stay as they were.
 
     Raises PlanRefusedError for a run that is alive or done, or would stop again at once.
+    `launched` tells of a launch that another process here is still at, with no machine yet.
     """
+    note = launched.read(run_id) if launched else None
+    if note is not None and note.launcher is not None and not note.is_cut_short:
+        raise PlanRefusedError(
+            f"{run_id} is being launched by another gptctl on this machine",
+            hint=f"`gptctl logs {run_id} --follow` watches it, `gptctl stop {run_id}` stops it",
+        )
     record = read_record(store, run_id)
     status = read_status(store, record)
     view = view_run(record, status, backend.state(run_id), store=store.url, now=now)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from gptctl.backends import Backend, Tell
-from gptctl.backends.launched import Launched
+from gptctl.backends.launched import Launched, Note
 from gptctl.errors import BackendError
 from gptctl.runs import change_state, read_status, write_status
 from training.layout import RunRecord, Status
@@ -26,6 +26,10 @@ def stop_rented(
     """
     run_id = record.run_id
     note = launched.read(run_id)
+    if note is not None and note.store != store.url:
+        if not note.is_given_back:
+            raise _of_another_store(record, store, note)
+        note = None
     status = read_status(store, record)
     had_machine = backend.state(run_id) == "running"
     if note is None and not had_machine:
@@ -50,6 +54,9 @@ def stop_rented(
 def _end(status: Status, *, is_cut_short: bool, now: datetime) -> Status:
     """The last word of a run that could not say it itself."""
     again = f"`gptctl launch --resume {status.run_id}`"
+    if status.state == "preempted":  # it saved, and was left open for another machine
+        message, hint = "stopped on request", f"{again} goes on from the last checkpoint"
+        return change_state(status, "stopped", now=now, reason="user", message=message, hint=hint)
     if status.state not in ("pending", "provisioning"):
         message = "its machine was given back without its last word"
         hint = f"{again} goes on from the last checkpoint"
@@ -61,6 +68,17 @@ def _end(status: Status, *, is_cut_short: bool, now: datetime) -> Status:
         status, "stopped", now=now, reason="user", message="stopped before it began",
         hint=f"{again} starts it",
     )  # fmt: skip
+
+
+def _of_another_store(record: RunRecord, store: Storage, note: Note) -> BackendError:
+    """A machine is known by its run's name alone, which runs of two stores may share."""
+    run_id = record.run_id
+    return BackendError(
+        f"the machine called {run_id} was rented for the run of that name in {note.store}, "
+        f"not for the one in {store.url}",
+        hint=f"`gptctl stop {run_id} --store '{note.store}'` stops that one; "
+        f"`sky down {run_id}` ends the machine, whoever it is of",
+    )
 
 
 def _know_nothing(record: RunRecord, status: Status, *, now: datetime, tell: Tell) -> Status:

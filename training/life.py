@@ -23,7 +23,7 @@ from training.layout import (
 from training.machine import Machine
 from training.manifest import drop
 from training.meter import Limits, Reserve
-from training.outcome import Outcome, judge_check, judge_exit
+from training.outcome import Outcome, judge_check, judge_exit, pass_on
 from training.processes import StopFlag
 from training.progress import Heartbeat
 from training.setup import take_failure
@@ -94,7 +94,8 @@ class Life:
             for stage in self.stages:
                 stage.kill()
         try:
-            return self.finish(self.blame_other_nodes(outcome))
+            outcome = pass_on(self.blame_other_nodes(outcome), recovers=self.record.recover)
+            return self.finish(outcome)
         finally:
             self.wall.settle()
 

@@ -81,6 +81,20 @@ def judge_exit(
     return None
 
 
+def pass_on(outcome: Outcome, *, recovers: bool) -> Outcome:
+    """How a life ends that was told to, of a run that goes on when its machine is lost.
+
+    SkyPilot takes down what is left of a machine, as where one of several nodes has died, before
+    it finds another, and that looks like a request to stop. It must not be the run's end: who
+    wants that writes it into the store once the machine is gone.
+    """
+    if recovers and (outcome.state, outcome.reason) == ("stopped", "user"):
+        return Outcome(
+            state="preempted", reason="machine", message="saved, as its machine was to end"
+        )
+    return outcome
+
+
 def judge_check(exit_code: int | None, error: dict[str, Any] | None, run_id: str) -> Outcome:
     """Why the check of all GPUs failed; `error` is what it could name itself."""
     if error is not None:

@@ -31,7 +31,7 @@ from training.layout import (
     write_atomic,
 )
 from training.meter import Limits, Meter
-from training.outcome import Outcome
+from training.outcome import Outcome, pass_on
 from training.processes import exclusive
 from training.progress import Heartbeat, Progress
 from training.storage import open_store
@@ -133,6 +133,7 @@ def end_run(paths: RunPaths, options: dict[str, str]) -> None:
             Progress(paths),
             silent_s=(now - last.updated_at).total_seconds(),
             teardown_s=float(options.get("--teardown-s", 0)),
+            recovers=record.recover,
         )
         append_event(paths.events, "run_rescued", state=status.state, reason=status.reason)
         write_atomic(paths.status, encode(status))
@@ -146,14 +147,22 @@ def end_run(paths: RunPaths, options: dict[str, str]) -> None:
     print(f"{record.run_id}: {status.state} ({status.reason})", flush=True)
 
 
-def close_status(last: Status, progress: Progress, *, silent_s: float, teardown_s: float) -> Status:
+def close_status(
+    last: Status,
+    progress: Progress,
+    *,
+    silent_s: float,
+    teardown_s: float,
+    recovers: bool = False,
+) -> Status:
     """`last`, what training did since, and the time that nobody billed."""
     price = last.price_per_hour
     meter = Meter(last.bill, life=last.life, price_per_hour=price)
     meter.add("hung", max(0.0, silent_s))
     meter.add("going_down", teardown_s)
     limits = Limits(budget_usd=last.budget_usd, max_hours=last.max_hours, price_per_hour=price)
-    outcome = Outcome.stopped(limits.reached(meter, reserve_s=NEARLY_S) or "user")
+    reason = limits.reached(meter, reserve_s=NEARLY_S) or "user"
+    outcome = pass_on(Outcome.stopped(reason), recovers=recovers)
     return progress.status(
         run_id=last.run_id,
         state=outcome.state,

@@ -141,6 +141,6 @@ def open_backend(
         from gptctl.backends.local import LocalBackend  # noqa: PLC0415 - only the one in use
 
         return LocalBackend(node_root, env)
-    from gptctl.backends.sky import SkyBackend  # noqa: PLC0415
+    from gptctl.backends.cloud import CloudBackend  # noqa: PLC0415
 
-    return SkyBackend(clouds, state=state, home=home, env=env)
+    return CloudBackend(clouds, state=state, home=home)

@@ -252,7 +252,7 @@ def _launch(
         tell=say,
         name=name,
     )
-    say(f"Launched {record.run_id}{_where(offer)}.")
+    say(f"Launched {record.run_id}{_where(offer, record.nodes)}.")
     return record.run_id
 
 
@@ -278,23 +278,26 @@ def _resume(
         patience=patience,
         now=utc_now(),
         text=text,
+        launched=session.launched,
     )
     if dry_run:
         return
     _ask(f"Go on with {run_id}?", yes=yes)
     backend.check(list(job.offers))
     offer = resume_run(job, store=session.store, backend=backend, now=utc_now(), tell=say)
-    say(f"Resumed {run_id}{_where(offer)}.")
+    say(f"Resumed {run_id}{_where(offer, job.record.nodes)}.")
 
 
-def _where(offer: Offer) -> str:
-    """` on 8x A100-80GB in us-east-1 of lambda, $22.32 an hour`; nothing for this machine."""
+def _where(offer: Offer, nodes: int) -> str:
+    """` on 2 x 8x A100-80GB in us-east-1 of lambda, $44.64 an hour`; nothing for this machine."""
     if offer.cloud == LOCAL:
         return ""
     from gptctl.cli.render import dollars
 
     place = f"{offer.region} of {offer.cloud}" if offer.region else offer.cloud
-    return f" on {describe_machine(offer)} in {place}, {dollars(offer.price_per_hour)} an hour"
+    count = f"{nodes} x " if nodes > 1 else ""
+    price = dollars(offer.price_per_hour * nodes)
+    return f" on {count}{describe_machine(offer)} in {place}, {price} an hour"
 
 
 def _ask(question: str, *, yes: bool) -> None:

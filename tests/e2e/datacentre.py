@@ -41,7 +41,7 @@ from tests.s3_server import start_server
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = Path(tempfile.gettempdir()) / "gptctl-e2e"
-RAM_SIZE = "12g"  # a limit; nodes with torch installed take 1 GB each
+RAM_SIZE = "60g"  # what VMs see as their disk; with torch installed they take 1 GB each
 LOCKED_FOR_S = 15  # by one that is going down
 BUCKET = "e2e-store"
 

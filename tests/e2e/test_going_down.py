@@ -84,7 +84,7 @@ def test_a_machine_without_a_sign_of_life_is_found_and_stopped(user: CloudUser) 
     taken = CloudUser(user.datacentre, "elsewhere")
     clash = taken.run(*taken.launch_arguments, *LAMBDA, "--name", "silent", exit_code=8).stderr
     assert "already has" in clash
-    user.on_node(run_id, "sudo pkill -KILL -f 'bootstrap.sh|skylet|training'", exit_code=-9)
+    user.on_node(run_id, "sudo pkill -KILL -f '[b]ootstrap.sh|[s]kylet|[t]raining'")
     view = user.wait_for(run_id, lambda view: "no sign of life" in (view["message"] or ""), 120)
     assert view["is_billing"]
     assert f"gptctl stop {run_id}" in view["hint"]

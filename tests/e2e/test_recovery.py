@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from tests.e2e.cloud_user import CloudUser
+from tests.e2e.switched_off import NAMES
 from tests.runs.user import User
 
 OPTIONS = ("--set", "train.steps=1000", "--set", "checkpoint.every=100", "--set", "eval.every=500")
@@ -24,6 +25,7 @@ def test_a_killed_vm_costs_at_most_the_steps_since_the_last_checkpoint(
     assert (view["state"], view["step"]) == ("succeeded", 1000), view
 
     assert view["offer"]["cloud"] == "lambda"
+    assert user.datacentre.wait_until_empty(60, but=NAMES) == []  # by SkyPilot's controller
     vms = [vm for vm in user.datacentre.history() if vm.name.startswith(run_id)]
     assert [vm.status for vm in vms] == ["killed", "terminated"]
     cost = user.json("cost", "show", run_id, *user.to_store)

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from gptctl.backends import CLOUDS, open_backend, parse_clouds
+from gptctl.backends.cloud import CloudBackend
 from gptctl.backends.local import LocalBackend
-from gptctl.backends.sky import SkyBackend
 from gptctl.errors import UsageError
 
 LIST_CLOUDS = "from sky.skylet.constants import ALL_CLOUDS; print(*ALL_CLOUDS)"
@@ -61,7 +61,7 @@ def test_cloud_that_is_none_is_refused_with_the_nearest(text, message, hint):
 
 
 @pytest.mark.parametrize(
-    ("clouds", "kind"), [(("local",), LocalBackend), (("lambda", "aws"), SkyBackend)]
+    ("clouds", "kind"), [(("local",), LocalBackend), (("lambda", "aws"), CloudBackend)]
 )
 def test_each_cloud_has_its_backend(tmp_path, clouds, kind):
     backend = open_backend(clouds, node_root=tmp_path, state=tmp_path, home=tmp_path, env={})

@@ -362,9 +362,9 @@ def node(home, monkeypatch):
 
 
 def open_sky(home):
-    from gptctl.backends.sky import SkyBackend
+    from gptctl.backends.cloud import CloudBackend
 
-    return SkyBackend(("lambda",), state=home / "st", home=home, env={})
+    return CloudBackend(("lambda",), state=home / "st", home=home)
 
 
 def test_log_of_a_node_is_read_from_any_byte_and_as_it_grows(home, node):

@@ -333,6 +333,31 @@ def test_stop_of_what_is_over_keeps_how_it_ended_and_ends_what_bills(run, launch
     assert backend.stopped == [RUN, RUN]
 
 
+def test_stop_leaves_alone_the_machine_of_a_run_of_that_name_in_another_store(run, launched):
+    run.note(launched, store="s3://elsewhere/runs")
+    backend = FakeBackend("running")
+
+    with pytest.raises(BackendError, match="in s3://elsewhere/runs, not for the one in") as error:
+        stop(run, backend, launched)
+
+    assert f"`gptctl stop {RUN} --store 's3://elsewhere/runs'`" in error.value.hint
+    assert backend.stopped == []
+
+
+def test_stop_ends_a_run_that_was_left_open_for_another_machine(run, launched):
+    run.note(launched, managed=True)
+
+    class TakesAway(FakeBackend):
+        def stop(self, run_id, *, tell):
+            super().stop(run_id, tell=tell)
+            run.write_status(state="preempted", reason="machine", message="saved")
+
+    status = stop(run, TakesAway("running"), launched)
+
+    assert (status.state, status.reason) == ("stopped", "user")
+    assert status.message == "stopped on request"
+
+
 def test_stop_of_a_run_from_elsewhere_says_what_is_known(run, launched):
     backend, told = FakeBackend("unknown"), []
     with pytest.raises(BackendError, match="as of 9 s ago, was not launched from here") as error:

@@ -5,6 +5,7 @@ from decimal import Decimal
 import pytest
 from msgspec.structs import replace
 
+from gptctl.backends.launched import Launched, Note, this_process
 from gptctl.errors import BackendError, CapacityError, PlanRefusedError, UsageError
 from gptctl.launch import Patience, launch, make_job, make_record, plan_resume, resume
 from gptctl.plan import Limits, make_plan
@@ -97,14 +98,13 @@ def test_failure_is_in_the_status_and_the_log_and_shown_once(store, told):
     assert told == ["asking lambda"]  # the error is printed by whoever catches it
 
 
-def test_ctrl_c_stops_what_had_started_and_is_recorded(store):
+def test_ctrl_c_at_the_start_is_recorded(store):
     backend = Watching(store, error=KeyboardInterrupt())
 
     with pytest.raises(KeyboardInterrupt):
         start(store, backend)
 
-    ((record, status),), _ = read_all(store)
-    assert backend.stopped == [record.run_id]
+    ((_, status),), _ = read_all(store)
     assert (status.state, status.reason) == ("stopped", "user")
 
 
@@ -147,7 +147,7 @@ class TestResume:
         )
         return run
 
-    def plan(self, run, backend, **limits):
+    def plan(self, run, backend, launched=None, **limits):
         return plan_resume(
             run.run_id,
             Limits(**limits),
@@ -155,6 +155,7 @@ class TestResume:
             backend=backend,
             patience=Patience(wait_s=60),
             now=NOW,
+            launched=launched,
         )
 
     def test_cloud_is_asked_again_what_it_has_today(self, tmp_path):
@@ -185,3 +186,22 @@ class TestResume:
         job = self.plan(self.run(tmp_path), FakeBackend(offers=[free]))
 
         assert job.max_hours == pytest.approx(24 + 63.5 / 3600)
+
+    def test_launch_that_another_process_is_at_is_left_to_it(self, tmp_path):
+        run = self.run(tmp_path)
+        launched = Launched(tmp_path / "launched")
+        note = Note(
+            run_id=run.run_id,
+            store=run.store.url,
+            clouds=("lambda",),
+            managed=False,
+            launcher=this_process(),
+        )
+        launched.write(note)
+        backend = FakeBackend(offers=[ELSEWHERE])
+
+        with pytest.raises(PlanRefusedError, match="is being launched by another gptctl"):
+            self.plan(run, backend, launched)
+
+        launched.write(replace(note, launcher=None))
+        assert self.plan(run, backend, launched).offers == (ELSEWHERE,)

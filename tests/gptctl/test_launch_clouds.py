@@ -188,7 +188,7 @@ class NoNetwork:
 
 
 def test_no_catalogue_and_no_network_says_what_to_do(call, monkeypatch):
-    monkeypatch.setattr(sky.SkyBackend, "_sky", lambda self: NoNetwork)
+    monkeypatch.setattr(sky.SkyPilot, "_sky", lambda self: NoNetwork)
     code, _, err = call(*LAUNCH, "--cloud", "nebius")
 
     assert code == 8

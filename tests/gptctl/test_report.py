@@ -40,6 +40,10 @@ def test_cost_document_has_money_as_strings():
         "spent_usd": "0.0150",
         "budget_usd": "1.00",
         "by_phase": {"training": {"seconds": 15.0, "usd": "0.0150"}},
+        "by_life": {
+            1: {"seconds": 10.0, "usd": "0.0100"},
+            2: {"seconds": 5.0, "usd": "0.0050"},
+        },
     }
 
 

@@ -166,17 +166,6 @@ def test_backend_that_refuses_leaves_a_failed_run_behind(tmp_path):
     assert (status.state, status.reason, status.message) == ("failed", "backend", "no room")
 
 
-def test_ctrl_c_while_starting_stops_what_had_started(tmp_path):
-    store, backend = open_store(str(tmp_path)), FakeBackend(error=KeyboardInterrupt())
-
-    with pytest.raises(KeyboardInterrupt):
-        start(store, backend)
-
-    ((record, status),), _ = read_all(store)
-    assert backend.stopped == [record.run_id]
-    assert (status.state, status.reason) == ("stopped", "user")
-
-
 def go_on(run, backend, **limits):
     job = plan_resume(
         run.run_id,

@@ -4,7 +4,7 @@ import pytest
 
 from training import errors
 from training.cluster import NODES_MISSING
-from training.outcome import REASONS, Outcome, judge_check, judge_exit
+from training.outcome import REASONS, Outcome, judge_check, judge_exit, pass_on
 
 
 def test_exit_at_the_last_step_is_success() -> None:
@@ -73,3 +73,16 @@ def test_an_unfit_gpu_is_named_as_the_check_named_it() -> None:
         assert (silent.state, silent.reason) == ("failed", "node")
         assert "--stage check" in str(silent.hint)
     assert "did not find each other" in str(judge_check(NODES_MISSING, None, "tiny-1").message)
+
+
+def test_a_run_that_recovers_is_not_over_because_its_machine_is_taken_down() -> None:
+    told = Outcome.stopped("user")
+    assert pass_on(told, recovers=True).state == "preempted"
+    assert pass_on(told, recovers=False) == told
+
+
+@pytest.mark.parametrize("reason", ["budget", "deadline"])
+def test_limits_and_faults_end_a_run_that_recovers_too(reason: str) -> None:
+    assert pass_on(Outcome.stopped(reason), recovers=True) == Outcome.stopped(reason)
+    failed = Outcome.failed("setup", "no driver", "another machine")
+    assert pass_on(failed, recovers=True) == failed

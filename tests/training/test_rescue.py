@@ -47,6 +47,12 @@ def test_a_machine_that_ends_at_its_limit_ends_for_that_reason(
     assert status.spent_usd == Decimal("6.90")
 
 
+def test_a_run_that_recovers_is_left_open_for_its_next_machine(tmp_path: Path) -> None:
+    progress = Progress(make_run(tmp_path, RECORD))
+    status = close_status(last_words(), progress, silent_s=0, teardown_s=0, recovers=True)
+    assert (status.state, status.reason, status.is_over) == ("preempted", "machine", False)
+
+
 def test_where_nobody_holds_the_run_nothing_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
