@@ -23,7 +23,7 @@ test: install
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --ignore tests/e2e
 
 e2e: install  ## the real SkyPilot in a private data centre: tests/e2e/README.md; needs root
-	$(BIN)/pytest -m e2e tests/e2e
+	$(BIN)/pytest -m e2e --durations 20 --durations-min 5 tests/e2e
 
 check: install
 	$(BIN)/ruff format --check .

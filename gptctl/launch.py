@@ -149,6 +149,8 @@ def plan_resume(
         offers=tuple(offers),
         budget_usd=budget_usd,
         max_hours=max_hours,
+        spent_usd=status.spent_usd,
+        spent_hours=hours,
         text=text,
         recover=record.recover,
         wait_s=patience.wait_s,

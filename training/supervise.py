@@ -35,6 +35,8 @@ from training.storage import Storage, open_store
 from training.sync import Sync
 
 SAVE_S = 60.0
+EXIT_IS_ALIVE = 75
+"""`bootstrap.sh` must not end a machine on which another one keeps the run."""
 
 
 def supervise(options: argparse.Namespace, store: Storage) -> int:
@@ -162,7 +164,8 @@ def main(argv: list[str]) -> str | int:
             return tell_head(options, store)
         return supervise(options, store)
     except BlockingIOError:
-        return f"error: {options.run_id} is already being supervised on this machine"
+        print(f"error: {options.run_id} is already being supervised on this machine", flush=True)
+        return EXIT_IS_ALIVE
     except OSError as error:
         return f"error: the node's folder {options.root} cannot be used: {error}"
     except TrainingError as error:

@@ -47,7 +47,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
 class Job(Struct, frozen=True, kw_only=True):
     """A recorded run, the store it is recorded in, and the machines it may get, best first.
 
-    The limits are those now in force, which a resumption may have changed. `text` is where
+    The limits are those now in force, which a resumption may have changed, and of all lives
+    together; what earlier ones spent is beside them. `text` is where
     the run's text lies on this machine. `recover`: come back elsewhere when the machine dies.
     The waits are in seconds: for capacity (0: do not), and for a machine to be made and answer.
     """
@@ -57,6 +58,8 @@ class Job(Struct, frozen=True, kw_only=True):
     offers: tuple[Offer, ...]
     budget_usd: Decimal | None = None
     max_hours: float | None = None
+    spent_usd: Decimal = Decimal(0)
+    spent_hours: float = 0.0
     text: Path | None = None
     recover: bool = False
     wait_s: float = 0.0

@@ -20,7 +20,7 @@ from gptctl.backends import ANY, BackendState, Job, Tell, Wanted
 from gptctl.backends.launched import Launched, Note, this_process
 from gptctl.backends.node_requirements import node_requirements
 from gptctl.backends.rented import CloudAccess
-from gptctl.backends.sky import Machine, SkyPilot
+from gptctl.backends.sky import OVER, Machine, ManagedJob, SkyPilot
 from gptctl.backends.sky_catalog import UNPRICED, Catalog, find_offers, offer_unpriced
 from gptctl.backends.sky_task import NODE_ROOT, compose_task, redact, to_yaml
 from gptctl.errors import BackendError, CapacityError, PlanRefusedError
@@ -75,10 +75,13 @@ class CloudBackend:
 
     def submit(self, job: Job, *, tell: Tell) -> Offer:
         run_id = job.record.run_id
-        if self._skypilot.has_cluster(run_id):
+        self._skypilot.cancel_requests(run_id)  # of a launch that was killed
+        if self._has_machine(run_id, managed=job.is_managed):
+            known = self._launched.read(run_id)
+            store = f" --store '{known.store}'" if known else ""
             raise BackendError(
-                f"SkyPilot already has a cluster named {run_id}",
-                hint=f"`gptctl stop {run_id}` ends it; `--name` gives this run another name",
+                f"SkyPilot already has a machine of the name {run_id}",
+                hint=f"`gptctl stop {run_id}{store}` ends it; `--name` gives this run another name",
             )
         job = replace(job, text=self._find_text(job))
         note = Note(
@@ -104,11 +107,7 @@ class CloudBackend:
         if time.monotonic() - at < STATE_EVERY_S:
             return seen
         note = self._launched.read(run_id)
-        if note is not None and note.managed:
-            job = self._skypilot.managed_job(run_id)
-            alive = job is not None and not job.is_over
-        else:
-            alive = self._skypilot.has_cluster(run_id, refresh=True)
+        alive = self._has_machine(run_id, managed=note is not None and note.managed)
         state: BackendState = "running" if alive else "gone" if note else "unknown"
         self._seen[run_id] = (time.monotonic(), state)
         return state
@@ -145,8 +144,9 @@ class CloudBackend:
         note = self._launched.read(run_id)
         self._skypilot.cancel_requests(run_id)
         if note is not None and note.managed:
-            self._end_managed(run_id)
-        self._take_down(run_id, tell)
+            self._end_managed(run_id, tell)
+        else:
+            self._take_down(run_id, tell)
         self._seen.pop(run_id, None)
         if note is not None and note.launcher is not None:
             self._launched.write(replace(note, launcher=None))
@@ -160,8 +160,8 @@ class CloudBackend:
     def dashboard_url(self, run_id: str) -> str:
         note = self._launched.read(run_id)
         if note is not None and note.managed:
-            job = self._skypilot.managed_job(run_id)
-            page = f"jobs/{job.job_id}" if job else "jobs"
+            jobs = self._skypilot.managed_jobs(run_id)
+            page = f"jobs/{jobs[-1].job_id}" if jobs else "jobs"
         else:
             page = f"clusters/{run_id}" if self._skypilot.has_cluster(run_id) else "clusters"
         return self._skypilot.dashboard_url(page)
@@ -245,6 +245,7 @@ class CloudBackend:
                 tell(f"{error.message}; asking again in {pause_s:.0f} s")
                 time.sleep(pause_s)
                 attempt += 1
+                self._raise_if_stopped(job.record.run_id)
 
     def _launch_managed(self, config: dict[str, Any], job: Job, tell: Tell) -> Offer:
         """Returns once the job runs; its controller goes on alone, and recovers it.
@@ -256,14 +257,14 @@ class CloudBackend:
         deadline = time.monotonic() + max(timeout_s, job.wait_s)
         told = ""
         while True:
-            managed = self._skypilot.managed_job(run_id)
+            managed = next(reversed(self._skypilot.managed_jobs(run_id)), None)
             status = managed.status if managed else "PENDING"
             if status != told:
                 tell(f"managed job: {status.lower()}")
                 told = status
             if status in ("RUNNING", "SUCCEEDED"):
                 return job.offers[0]
-            if managed is not None and managed.is_over:
+            if managed is not None and status.startswith(OVER):
                 kind = CapacityError if "NO_RESOURCE" in status else BackendError
                 raise kind(f"the managed job ended before it ran: {managed.why or status}")
             if time.monotonic() > deadline:
@@ -283,17 +284,44 @@ class CloudBackend:
         except BackendError as failed:
             raise still_bills(run_id, f"{failed.message} (after: {error})") from error
 
-    def _end_managed(self, run_id: str) -> None:
+    def _raise_if_stopped(self, run_id: str) -> None:
+        """While we waited, somebody may have stopped the run, and been told that nothing bills."""
+        note = self._launched.read(run_id)
+        if note is None or note.launcher != this_process():
+            raise BackendError(
+                f"{run_id} was stopped while it waited for a machine",
+                hint=f"`gptctl launch --resume {run_id}` asks again",
+            )
+
+    def _has_machine(self, run_id: str, *, managed: bool) -> bool:
+        if not managed:
+            return self._skypilot.has_cluster(run_id, refresh=True)
+        jobs = self._skypilot.managed_jobs(run_id)
+        return any(not job.is_over or self._leaked(run_id, job) for job in jobs)
+
+    def _leaked(self, run_id: str, job: ManagedJob) -> str | None:
+        """The cluster that a managed job's controller could not give back, where there is one."""
+        if not job.may_have_leaked:
+            return None
+        cluster = self._skypilot.managed_cluster(run_id, job)
+        return cluster if self._skypilot.has_cluster(cluster, refresh=True) else None
+
+    def _end_managed(self, run_id: str, tell: Tell) -> None:
+        """Cancel all jobs of that name; their controller has the hook run, and ends the machine."""
         deadline = time.monotonic() + DOWN_TIMEOUT_S
         is_told = False
-        while (job := self._skypilot.managed_job(run_id)) is not None and not job.is_over:
-            if not is_told:
-                self._skypilot.cancel_managed(run_id)
+        while alive := [job for job in self._skypilot.managed_jobs(run_id) if not job.is_over]:
+            running = [job for job in alive if not job.status.startswith(OVER)]
+            if running and not is_told:
+                self._skypilot.cancel_managed(running)
                 is_told = True
             elif time.monotonic() > deadline:
                 raise still_bills(run_id, "its managed job does not end")
             else:
                 time.sleep(2.0)
+        for job in self._skypilot.managed_jobs(run_id):
+            if (cluster := self._leaked(run_id, job)) is not None:
+                self._take_down(cluster, tell)
 
     def _take_down(self, run_id: str, tell: Tell) -> None:
         """Have the cloud end the machine, again where it refuses, until SkyPilot has none."""

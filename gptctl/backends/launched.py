@@ -36,7 +36,7 @@ class Note(Struct, frozen=True, kw_only=True):
             return False
         pid, began = self.launcher
         try:
-            return abs(psutil.Process(pid).create_time() - began) > 1
+            return abs(psutil.Process(pid).create_time() - began) > 10
         except psutil.Error:
             return True
 

@@ -6,7 +6,8 @@ BackendError where SkyPilot cannot be asked, or does not do it.
 """
 
 import io
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from gptctl.backends.sky_waits import Lines, silenced, wait_for
 from gptctl.errors import BackendError
 
 SKYPILOT = "0.14.1"
+JOB_FIELDS = ("job_id", "job_name", "status", "schedule_state", "failure_reason")
 OVER = ("SUCCEEDED", "CANCELLED", "FAILED")
 
 
@@ -36,13 +38,22 @@ class Machine(Struct, frozen=True, kw_only=True):
 
 
 class ManagedJob(Struct, frozen=True, kw_only=True):
+    """`is_released`: its controller has given its machine back, or tried to."""
+
     job_id: int
     status: str
     why: str
+    is_released: bool
 
     @property
     def is_over(self) -> bool:
-        return self.status.startswith(OVER)
+        """A job has succeeded, or failed, some time before its machine is gone."""
+        return self.status.startswith(OVER) and self.is_released
+
+    @property
+    def may_have_leaked(self) -> bool:
+        """Also where the job itself was done: its controller could not clean up after it."""
+        return self.status == "FAILED_CONTROLLER"
 
 
 class SkyPilot:
@@ -117,18 +128,19 @@ class SkyPilot:
 
         return bool(self._get(ask, f"say how {name} is"))
 
-    def managed_job(self, name: str) -> ManagedJob | None:
-        """The newest of that name."""
+    def managed_jobs(self, name: str) -> list[ManagedJob]:
+        """All that ever had that name, oldest first."""
         found = [job for job in self._managed_jobs(name_match=name) if job["job_name"] == name]
-        if not found:
-            return None
-        job = max(found, key=lambda job: int(job["job_id"]))
-        status = job["status"]
-        return ManagedJob(
-            job_id=int(job["job_id"]),
-            status=str(getattr(status, "value", status)),
-            why=plain(str(job.get("failure_reason") or "")),
-        )
+        jobs = [
+            ManagedJob(
+                job_id=int(job["job_id"]),
+                status=_value_of(job["status"]),
+                why=plain(str(job.get("failure_reason") or "")),
+                is_released=_value_of(job.get("schedule_state")) in ("None", "DONE"),
+            )
+            for job in found
+        ]
+        return sorted(jobs, key=lambda job: job.job_id)
 
     def machine_names(self) -> list[str]:
         """Names of all clusters and unfinished managed jobs, ours or not."""
@@ -137,21 +149,35 @@ class SkyPilot:
         return [str(c["name"]) for c in clusters] + [str(job["job_name"]) for job in jobs]
 
     def cancel_requests(self, name: str) -> None:
-        """Have the API server drop what it still does for that cluster, such as launching it."""
+        """Have the API server drop what it still does for that run, such as launching it.
+
+        A teardown goes on: the hook that saves the run is run once only.
+        """
         sky = self._sky()
         with translated("cancel what is under way"), silenced():
-            pending = [request.request_id for request in sky.api_status(cluster_name=name)]
+            pending = [r.request_id for r in sky.api_status() if _starts(r, name)]
             if pending:
                 sky.get(sky.api_cancel(pending, silent=True))
 
-    def cancel_managed(self, name: str) -> None:
-        self._get(lambda sky: sky.jobs.cancel(name=name), f"cancel {name}")
+    def cancel_managed(self, jobs: Sequence[ManagedJob]) -> None:
+        """By their ids: of several by one name SkyPilot cancels none."""
+        ids = [job.job_id for job in jobs]
+        self._get(lambda sky: sky.jobs.cancel(job_ids=ids), f"cancel the managed jobs {ids}")
+
+    def managed_cluster(self, name: str, job: ManagedJob) -> str:
+        """Name of the cluster that a managed job rents."""
+        self._sky()
+        from sky.jobs import utils  # noqa: PLC0415
+
+        return str(utils.generate_managed_job_cluster_name(name, job.job_id))
 
     def take_down(self, name: str, *, timeout_s: float, tell: Tell) -> None:
         """Run the cluster's hook, and have the cloud end its machines."""
         sky, doing = self._sky(), f"take {name} down"
         with translated(doing), silenced():
-            request = sky.down(name)
+            # One that is under way may be running the hook, which another would pass over.
+            ours = [r for r in sky.api_status(cluster_name=name) if r.name == "sky.down"]
+            request = ours[0].request_id if ours else sky.down(name)
         wait_for(
             lambda: sky.stream_and_get(request, output_stream=Lines(tell)),
             timeout_s=timeout_s,
@@ -228,15 +254,33 @@ class SkyPilot:
 
     def _managed_jobs(self, **which: Any) -> list[Any]:
         def ask(sky: Any) -> Any:
-            return sky.jobs.queue_v2(refresh=False, **which)
+            return sky.jobs.queue_v2(refresh=False, fields=JOB_FIELDS, **which)
 
         try:
             answer = self._get(ask, "list its managed jobs")
         except BackendError as error:
-            if type(error.__cause__).__name__ == "ClusterNotUpError":  # there is no controller
+            cause = error.__cause__
+            # No controller was ever there, or it sleeps: one that cannot be reached knows more.
+            status = _value_of(getattr(cause, "cluster_status", None))
+            if type(cause).__name__ == "ClusterNotUpError" and status in ("None", "STOPPED"):
                 return []
             raise
         return list(answer[0])
+
+
+def _starts(request: Any, name: str) -> bool:
+    """Whether that request of the API server is to bring up a machine of the run."""
+    if request.name == "sky.jobs.launch":  # filed under its controller's name, not the job's
+        try:
+            body = json.loads(request.request_body or "null") or {}
+        except ValueError:
+            return False
+        return bool(body.get("name") == name)
+    return bool(request.cluster_name == name and request.name != "sky.down")
+
+
+def _value_of(enumerated: Any) -> str:
+    return str(getattr(enumerated, "value", enumerated))
 
 
 def require_skypilot() -> None:

@@ -104,7 +104,8 @@ def to_yaml(task: dict[str, Any]) -> str:
 
 def minutes_to_live(job: Job) -> int:
     """Minutes in which SkyPilot is to end the machine if nothing of ours ever runs on it."""
-    hours = [h for h in (job.max_hours, _budget_hours(job)) if h is not None]
+    hours_left = None if job.max_hours is None else job.max_hours - job.spent_hours
+    hours = [h for h in (hours_left, _budget_hours(job)) if h is not None]
     if not hours:
         raise ValueError("a run on a cloud has a limit")
     return ceil(min(hours) * 60) + FIRST_MINUTES
@@ -112,7 +113,9 @@ def minutes_to_live(job: Job) -> int:
 
 def _budget_hours(job: Job) -> float | None:
     price = min(offer.price_per_hour for offer in job.offers) * job.record.nodes
-    return None if job.budget_usd is None or not price else float(job.budget_usd / price)
+    if job.budget_usd is None or not price:
+        return None
+    return float((job.budget_usd - job.spent_usd) / price)
 
 
 def _group(offers: tuple[Offer, ...]) -> list[list[Offer]]:

@@ -16,10 +16,19 @@ class CloudUser(User):
     API server, are those of `home`, which many users may share.
     """
 
-    def __init__(self, datacentre: DataCentre, name: str, *, home: Home | None = None) -> None:
+    def __init__(
+        self,
+        datacentre: DataCentre,
+        name: str,
+        *,
+        home: Home | None = None,
+        recipe: str = "tiny",
+    ) -> None:
+        """`recipe`: its name, with which those of runs and machines begin."""
         folder = datacentre.folder / "users" / name
         folder.mkdir(parents=True)
         super().__init__(folder, store=datacentre.store_url(name))
+        self.recipe = self.recipe.rename(folder / f"{recipe}.toml")
         self.datacentre = datacentre
         self.sky_home = home or datacentre.home
         self.env = {

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.background import MARK, Lane, lane_of
 from tests.e2e.cloud_user import CloudUser
 from tests.e2e.datacentre import DataCentre
-from tests.e2e.switched_off import NAMES, SwitchedOff
 
 HERE = Path(__file__).parent
 GRACE_S = 30.0  # for a terminate that was asked for in the test's last moment
 TEST_TIMEOUT_S = 600  # the first test also pays for the data centre
-LAST = "switched_off"
+OWN_HOMES = {"off": True, "long": False}
+LANES: dict[str, Lane] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{MARK}(lane): see tests/e2e/background.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,33 +26,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.e2e)
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
-    items.sort(key=_waits_longest)
+    items.sort(key=lambda item: lane_of(item) is not None)
 
 
-def _waits_longest(item: pytest.Item) -> bool:
-    return LAST in getattr(item, "fixturenames", ())
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    lane = lane_of(pyfuncitem)
+    if lane is None:
+        return None
+    LANES[lane].outcomes[pyfuncitem.nodeid].result(timeout=TEST_TIMEOUT_S - 20)
+    return True
 
 
 @pytest.fixture(scope="session")
-def datacentre() -> Iterator[DataCentre]:
+def datacentre(request: pytest.FixtureRequest) -> Iterator[DataCentre]:
     with DataCentre() as centre:
+        for item in request.session.items:
+            if (name := lane_of(item)) is not None:
+                if name not in LANES:
+                    LANES[name] = Lane(centre, name, own_home=OWN_HOMES[name])
+                LANES[name].add(item)
+        for lane in LANES.values():
+            lane.start()
         yield centre
-
-
-@pytest.fixture(scope="session", autouse=True)
-def started_early(datacentre: DataCentre, request: pytest.FixtureRequest) -> SwitchedOff | None:
-    """What waits longest is started first, where it is among the tests of this session."""
-    if not any(_waits_longest(item) for item in request.session.items):
-        return None
-    runs = SwitchedOff(datacentre)
-    runs.start()
-    return runs
-
-
-@pytest.fixture
-def switched_off(started_early: SwitchedOff | None) -> SwitchedOff:
-    assert started_early is not None
-    return started_early
+        left = centre.wait_until_empty(GRACE_S)
+        centre.terminate(left)
+        assert not left, f"still there, and billed, after the session: {left}"
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +59,7 @@ def nothing_bills_after(datacentre: DataCentre) -> Iterator[None]:
     """Fails the test that leaves a VM, and ends the VM, so that the next test starts clean."""
     yield
     datacentre.clear_faults()
-    left = datacentre.wait_until_empty(GRACE_S, but=NAMES)
+    left = datacentre.wait_until_empty(GRACE_S)
     if left:
         datacentre.terminate(left)
         pytest.fail(f"still there, and billed, after the test: {left}")

@@ -44,6 +44,7 @@ FOLDER = Path(tempfile.gettempdir()) / "gptctl-e2e"
 RAM_SIZE = "60g"  # what VMs see as their disk; with torch installed they take 1 GB each
 LOCKED_FOR_S = 15  # by one that is going down
 BUCKET = "e2e-store"
+BACKGROUND = ("off-", "long-")  # how the names of VMs begin whose tests run meanwhile
 
 
 class DataCentre:
@@ -198,17 +199,14 @@ class DataCentre:
         """`Fault`'s fields."""
         self._call("inject", Fault(operation, **fault))
 
-    def inject_no_capacity(
-        self, *, region: str | None = None, instance_type: str | None = None, times: int | None = 1
-    ) -> None:
+    def inject_no_capacity(self, *, times: int | None = 1, **where: str) -> None:
         self.inject(
             "launch",
             status=400,
             code=NO_CAPACITY,
             message="Not enough capacity to fulfill launch request.",
-            region=region,
-            instance_type=instance_type,
             times=times,
+            **where,
         )
 
     def clear_faults(self) -> None:
@@ -222,11 +220,15 @@ class DataCentre:
         for vm in vms:
             self._call("terminate", vm.id)
 
-    def wait_until_empty(self, timeout_s: float, *, but: tuple[str, ...] = ()) -> list[Vm]:
-        """The VMs that are still there at the end of that time; `but` those of such names."""
+    def wait_until_empty(self, timeout_s: float, name: str = "") -> list[Vm]:
+        """The VMs of that name (its beginning) that are still there at the end of that time.
+
+        Without one, all but those of tests that run in the background.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
-            left = [vm for vm in self.instances() if not vm.name.startswith(but or ("/",))]
+            named = [vm for vm in self.instances() if vm.name.startswith(name)]
+            left = [vm for vm in named if name or not vm.name.startswith(BACKGROUND)]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)

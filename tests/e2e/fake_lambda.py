@@ -40,12 +40,18 @@ class Account:
         """What the API says to one authorized request."""
         operation = path.rsplit("/", 1)[-1]
         with self._lock:
-            fault = take_fault(self.faults, operation, body or {})
+            fault = take_fault(self.faults, operation, body or {}, self._names(body or {}))
         if fault is None or fault.status is None:
             return self._do(method, path, body, fault)
         if fault.although_done:
             self._do(method, path, body, None)
         return error(fault.status, fault.code, fault.message)
+
+    def _names(self, body: dict[str, Any]) -> list[str]:
+        """Of the VMs that a request is about."""
+        ids = body.get("instance_ids", ())
+        named = [vm.name for vm in self.fleet.vms(alive=True) if vm.id in ids]
+        return [*named, body.get("name") or ""]
 
     def _do(self, method: str, path: str, body: Any, fault: Fault | None) -> Answer:
         match method, path:

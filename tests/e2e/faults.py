@@ -1,5 +1,6 @@
 """What can be made to go wrong in the cloud, one `Fault` each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,25 +23,29 @@ class Fault:
     message: str = "injected by a test"
     times: int | None = 1
     region: str | None = None
+    name: str | None = None  # how the VM's begins
     instance_type: str | None = None
     although_done: bool = False
     hang: bool = False
     no_ssh: bool = False
     defect: dict[str, Any] = field(default_factory=dict)
 
-    def concerns(self, operation: str, body: dict[str, Any]) -> bool:
+    def concerns(self, operation: str, body: dict[str, Any], names: Sequence[str]) -> bool:
         return (
             self.times != 0
             and self.operation in (operation, "*")
             and self.region in (None, body.get("region_name"))
+            and (self.name is None or any(n.startswith(self.name) for n in names))
             and self.instance_type in (None, body.get("instance_type_name"))
         )
 
 
-def take_fault(faults: list[Fault], operation: str, body: dict[str, Any]) -> Fault | None:
-    """The first fault that concerns this request, counted down."""
+def take_fault(
+    faults: list[Fault], operation: str, body: dict[str, Any], names: Sequence[str]
+) -> Fault | None:
+    """The first fault that concerns this request, counted down. `names`: of its VMs."""
     for fault in faults:
-        if fault.concerns(operation, body):
+        if fault.concerns(operation, body, names):
             if fault.times is not None:
                 fault.times -= 1
             return fault

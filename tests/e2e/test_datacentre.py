@@ -8,31 +8,11 @@ from typing import Any
 
 import pytest
 
-from gptctl.backends.node_requirements import node_requirements
-from tests.e2e.cloud_user import CloudUser
 from tests.e2e.control import API_KEY
-from tests.e2e.datacentre import BUCKET, REPOSITORY, DataCentre
+from tests.e2e.datacentre import DataCentre
 from tests.e2e.fleet import Vm
 
 GPU_QUERY = "name,driver_version,memory.total,ecc.errors.uncorrected.volatile.total"
-TASK = f"""
-resources: {{infra: lambda, cpus: 4+}}
-setup: |
-  set -e
-  ~/.local/bin/uv venv --quiet ~/stack
-  VIRTUAL_ENV=~/stack ~/.local/bin/uv pip install --quiet -r requirements.txt
-run: |
-  set -e
-  ! command -v nvidia-smi
-  ! test -e {REPOSITORY}
-  ~/stack/bin/python store.py
-"""
-STORE = f"""
-import os, boto3, torch
-client = boto3.client("s3", endpoint_url=os.environ["ENDPOINT_URL"])
-client.put_object(Bucket="{BUCKET}", Key="from-node", Body=torch.__version__.encode())
-print("stored with torch", torch.__version__)
-"""
 
 
 class Api:
@@ -154,34 +134,3 @@ def test_a_killed_vm_is_gone_from_the_api_and_stays_on_the_bill(
     dollars = 22.32 * (killed.ended_at - killed.started_at) / 3600
     assert float(datacentre.billed_usd(vm.name)) == pytest.approx(dollars)
     api.datacentre.run("nc", "-z", "-w", "1", vm.ip, "22", exit_code=1)
-
-
-def test_users_reach_their_store_and_a_wrong_key_opens_nothing(user: CloudUser) -> None:
-    centre = user.datacentre
-    assert user.json("status", *user.to_store) == []
-    stranger = CloudUser(centre, "stranger", home=centre.add_home("stranger", api_key="another"))
-    stranger.sky("check", "lambda", exit_code=None)
-    assert centre.requests()[-1]["status"] == 401
-    centre.kill_api_server(stranger.sky_home)
-    user.sky("api", "status")  # that of the others is still there
-
-
-def test_sky_launches_a_task_that_installs_and_stores(user: CloudUser) -> None:
-    """The unpatched SkyPilot, from `sky launch` to `sky down`."""
-    (user.home / "requirements.txt").write_text("\n".join(node_requirements()))
-    (user.home / "store.py").write_text(STORE)
-    (user.home / "task.yaml").write_text(TASK)
-    env = {"ENDPOINT_URL": user.datacentre.s3.endpoint_url, **user.datacentre.s3.env}
-    launched = user.sky(
-        *("launch", "--yes", "--cluster", "smoke", "--workdir", str(user.home)),
-        *(word for name, value in env.items() for word in ("--env", f"{name}={value}")),
-        str(user.home / "task.yaml"),
-    )
-    assert "stored with torch 2.13.0" in launched.stdout
-    with user.datacentre.inside():
-        stored = user.datacentre.s3.read(BUCKET, "from-node")
-    assert stored.startswith(b"2.13.0")
-    (vm,) = user.datacentre.instances()
-    assert (vm.instance_type, vm.cents_per_hour) == ("cpu_4x_general", 20)
-    user.sky("down", "--yes", "smoke")
-    assert user.datacentre.wait_until_empty(10) == []

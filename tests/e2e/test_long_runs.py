@@ -1,0 +1,83 @@
+"""Runs of several minutes, on machines that die, that are two, or that fall silent."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.cloud_user import CloudUser
+from tests.runs.user import ENDLESS, User
+
+pytestmark = pytest.mark.background("long")
+LAMBDA = ("--cloud", "lambda", "--budget", "0.05")
+
+
+def sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_a_killed_vm_costs_at_most_the_steps_since_the_last_checkpoint(user: CloudUser) -> None:
+    options = [
+        word
+        for setting in ("train.steps=1000", "checkpoint.every=100", "eval.every=500")
+        for word in ("--set", setting)
+    ]
+    run_id = user.launch_detached("--cloud", "lambda", "--budget", "0.2", "--recover", *options)
+    view = user.wait_for_step(run_id, 200)
+    assert view["state"] == "training"
+    user.datacentre.kill_vm(run_id)
+    view = user.wait_for_end(run_id, timeout_s=300)
+    assert (view["state"], view["step"]) == ("succeeded", 1000), view
+    assert view["offer"]["cloud"] == "lambda"
+    assert user.datacentre.wait_until_empty(150, run_id) == []  # by SkyPilot's controller
+
+    vms = [vm for vm in user.datacentre.history() if vm.name.startswith(run_id)]
+    assert [vm.status for vm in vms] == ["killed", "terminated"]
+    cost = user.json("cost", "show", run_id, *user.to_store)
+    assert [*cost["by_life"]] == ["1", "2"]
+
+    here = user.home / "never-interrupted"
+    here.mkdir()
+    whole = User(here)  # on this machine
+    del whole.env["OMP_NUM_THREADS"]  # as on the node
+    whole_id = whole.launch(*options)["run_id"]
+    for somebody, name in ((user, run_id), (whole, whole_id)):
+        folder = str(somebody.home / "pulled")
+        somebody.run("pull-checkpoint", name, "--to", folder, *somebody.to_store)
+    assert sha256(user.home / "pulled") == sha256(whole.home / "pulled")
+
+
+def test_two_nodes_train_one_model_and_the_logs_follow(user: CloudUser) -> None:
+    run_id = user.launch_detached(*LAMBDA, "--nodes", "2", "--set", "train.steps=200")
+    follower = user.start("logs", run_id, "--follow", *user.to_store)
+    try:
+        view = user.wait_for_end(run_id, timeout_s=180)
+        assert view["state"] == "succeeded", view
+        assert view["nodes"] == 2
+        vms = [vm for vm in user.datacentre.history() if vm.name.startswith(run_id)]
+        assert len(vms) == 2
+        user.run("stop", run_id, *user.to_store)
+        assert user.datacentre.wait_until_empty(0, run_id) == []
+        followed, _ = follower.communicate(timeout=60)
+    finally:
+        follower.kill()
+    whole = user.run("logs", run_id, *user.to_store).stdout
+    assert followed == whole  # nothing twice, nothing missing, live or from the store
+    assert "2 ranks" in whole
+    assert sum(line.startswith("step 200/200  loss") for line in whole.splitlines()) == 1
+
+
+def test_a_machine_without_a_sign_of_life_is_found_and_stopped(user: CloudUser) -> None:
+    run_id = user.launch_detached(*LAMBDA, *ENDLESS, "--name", "long-silent")
+    user.wait_for_step(run_id, 1)
+    stranger = CloudUser(user.datacentre, "elsewhere", home=user.sky_home)
+    clash = stranger.run(*stranger.launch_arguments, *LAMBDA, "--name", run_id, exit_code=8).stderr
+    assert "already has" in clash
+    user.on_node(run_id, "sudo pkill -KILL -f '[b]ootstrap.sh|[s]kylet|[t]raining'")
+    view = user.wait_for(run_id, lambda view: "no sign of life" in (view["message"] or ""), 150)
+    assert view["is_billing"]
+    assert f"gptctl stop {run_id}" in view["hint"]
+    user.run("stop", run_id, *user.to_store)
+    assert user.datacentre.wait_until_empty(0, run_id) == []
+    assert user.status(run_id)["state"] == "stopped"
+    user.run("stop", run_id, *user.to_store)
