@@ -28,6 +28,7 @@ e2e: install  ## the real SkyPilot in a private data centre: tests/e2e/README.md
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck .ci/run training/bootstrap.sh tests/e2e/*.sh
 	$(BIN)/mypy
 	$(BIN)/pytest --quiet tests/test_walls.py
 

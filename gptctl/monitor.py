@@ -79,7 +79,7 @@ def see(
         if not status.is_over:
             # After the backend: a run that ended in between is seen as over, never as killed.
             status = read_status(store, record)
-        if launched and status.is_over and alive == "gone" and launching == "none":
+        if launched and status.is_over and alive == "gone" and launching != "under_way":
             launched.settle(record.run_id)
     return view_run(record, status, alive, store=store.url, now=clock(), launching=launching)
 

@@ -1,5 +1,6 @@
 """`gptctl launch`: plan, ask, start, follow."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -239,9 +240,7 @@ def _launch(
     yes: bool,
 ) -> str:
     _ask(f"Launch {name or plan.recipe_name}?", yes=yes)
-    backend.check(list(plan.offers))
-    if plan.offer.cloud != LOCAL:
-        prove_writable(session.store)
+    _check(session, backend, plan.offers)
     record, offer = start_run(
         plan,
         store=session.store,
@@ -283,9 +282,16 @@ def _resume(
     if dry_run:
         return
     _ask(f"Go on with {run_id}?", yes=yes)
-    backend.check(list(job.offers))
+    _check(session, backend, job.offers)
     offer = resume_run(job, store=session.store, backend=backend, now=utc_now(), tell=say)
     say(f"Resumed {run_id}{_where(offer, job.record.nodes)}.")
+
+
+def _check(session: Session, backend: Backend, offers: Sequence[Offer]) -> None:
+    """Nothing is rented for a run that could not be kept, or by nobody."""
+    if offers[0].cloud != LOCAL:
+        prove_writable(session.store)
+    backend.check(list(offers))
 
 
 def _where(offer: Offer, nodes: int) -> str:
