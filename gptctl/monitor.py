@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from gptctl.backends import LOCAL, Backend, BackendState, Tell
 from gptctl.backends.launched import Launched, Note
-from gptctl.condition import Launching
+from gptctl.condition import STALE_AFTER_S, Launching
 from gptctl.errors import (
     EXIT_STOPPED_BY_BUDGET,
     EXIT_STOPPED_BY_USER,
@@ -70,7 +70,9 @@ def see(
     note = launched.read(record.run_id) if launched else None
     launching = _launching(note)
     alive: BackendState = "gone" if note else "unknown"
-    if is_worth_asking(record, status, note, now=clock()):
+    if is_beating(record, status, now=clock()):
+        alive = "running"
+    elif is_worth_asking(record, status, note, now=clock()):
         try:
             alive = backend.state(record.run_id)
         except BackendError as error:
@@ -82,6 +84,17 @@ def see(
         if launched and status.is_over and alive == "gone" and launching != "under_way":
             launched.settle(record.run_id)
     return view_run(record, status, alive, store=store.url, now=clock(), launching=launching)
+
+
+def is_beating(record: RunRecord, status: Status, *, now: datetime) -> bool:
+    """Whether a rented node has just told of itself: SkyPilot takes seconds, and knows no better.
+
+    Before the first heartbeat the status is the launcher's, which is no sign of a machine.
+    """
+    if record.offer.cloud == LOCAL or status.is_over or not status.life:
+        return False
+    is_fresh = now - status.updated_at < timedelta(seconds=STALE_AFTER_S)
+    return is_fresh and status.state not in ("pending", "provisioning", "preempted")
 
 
 def is_worth_asking(record: RunRecord, status: Status, note: Note | None, *, now: datetime) -> bool:

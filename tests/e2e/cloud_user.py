@@ -16,6 +16,8 @@ class CloudUser(User):
     API server, are those of `home`, which many users may share.
     """
 
+    poll_s = 4.0  # a look takes two seconds of a core, most of them to import SkyPilot
+
     def __init__(
         self,
         datacentre: DataCentre,

@@ -236,8 +236,9 @@ def test_run_launched_elsewhere_is_asked_after_for_a_day(run, launched):
     assert backend.asked_state == 1
 
 
-def test_run_that_goes_on_is_always_asked_after_and_ended_in_between_is_over(run, launched):
+def test_run_that_fell_silent_is_asked_after_and_ended_in_between_is_over(run, launched):
     run.note(launched)
+    run.write_status(updated_at=NOW - timedelta(seconds=90))
 
     class EndsMeanwhile(FakeBackend):
         def state(self, run_id):
@@ -247,12 +248,23 @@ def test_run_that_goes_on_is_always_asked_after_and_ended_in_between_is_over(run
     assert look(run, EndsMeanwhile(), launched).state == "succeeded"
 
 
+def test_run_whose_node_has_just_told_of_itself_is_not_asked_after(run, launched):
+    class Slow(FakeBackend):
+        def state(self, run_id):
+            raise AssertionError("that takes seconds")
+
+    run.note(launched)
+
+    assert look(run, Slow(), launched).backend == "running"
+
+
 def test_skypilot_that_cannot_be_asked_leaves_the_heartbeat_and_is_told_of(run, launched):
     class Broken(FakeBackend):
         def state(self, run_id):
             raise BackendError("no answer")
 
     run.note(launched)
+    run.write_status(updated_at=NOW - timedelta(seconds=90))
     told = []
 
     seen = look(run, Broken(), launched, complain=told.append)
@@ -410,6 +422,7 @@ def test_status_without_skypilot_tells_what_the_store_knows(home, run, monkeypat
         raise BackendError("SkyPilot is not installed", hint="install it")
 
     monkeypatch.setattr("gptctl.cli.session.open_backend", fail)
+    run.write_status(updated_at=NOW - timedelta(days=365))
 
     assert main(["status", RUN]) == 0
     told = capsys.readouterr()

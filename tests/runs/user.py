@@ -51,6 +51,8 @@ ENDLESS = ("--set", "train.steps=1_000_000")
 class User:
     """Somebody with a shell, a home of their own, and patience for `timeout_s`."""
 
+    poll_s = 0.3
+
     def __init__(self, home: Path, *, store: str | None = None, **env: str) -> None:
         self.home = home
         self.store = store or str(home / "data" / "gptctl" / "store")
@@ -123,7 +125,7 @@ class User:
                 return view
             assert time.monotonic() < deadline, view
             assert view["state"] not in ("succeeded", "stopped", "failed"), view
-            time.sleep(0.3)
+            time.sleep(self.poll_s)
 
     def wait_for_step(self, run_id: str, step: int = 1) -> Any:
         return self.wait_for(run_id, lambda view: view["step"] >= step)
@@ -135,7 +137,7 @@ class User:
             if view["state"] in ("succeeded", "stopped", "failed") and not self.processes(run_id):
                 return view
             assert time.monotonic() < deadline, view
-            time.sleep(0.3)
+            time.sleep(self.poll_s)
 
     def folder(self, run_id: str) -> Path:
         """Of the run in a store that is a folder."""
