@@ -23,12 +23,12 @@ def lane_of(item: pytest.Item) -> str | None:
 
 
 class Lane(threading.Thread):
-    """`own_home`: with an API server that the lane's tests may kill."""
+    """With an API server of its own, which its tests may kill."""
 
-    def __init__(self, datacentre: DataCentre, name: str, *, own_home: bool) -> None:
+    def __init__(self, datacentre: DataCentre, name: str) -> None:
         super().__init__(name=name, daemon=True)
         self._datacentre = datacentre
-        self._home = datacentre.add_home(name) if own_home else datacentre.home
+        self._home = datacentre.add_home(name)
         self.outcomes: dict[str, Future[None]] = {}
         self._items: list[Any] = []
 

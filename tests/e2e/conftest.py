@@ -13,7 +13,6 @@ from tests.e2e.datacentre import DataCentre
 HERE = Path(__file__).parent
 GRACE_S = 30.0  # for a terminate that was asked for in the test's last moment
 TEST_TIMEOUT_S = 600  # the first test also pays for the data centre
-OWN_HOMES = {"off": True, "long": False}
 LANES: dict[str, Lane] = {}
 
 
@@ -44,7 +43,7 @@ def datacentre(request: pytest.FixtureRequest) -> Iterator[DataCentre]:
         for item in request.session.items:
             if (name := lane_of(item)) is not None:
                 if name not in LANES:
-                    LANES[name] = Lane(centre, name, own_home=OWN_HOMES[name])
+                    LANES[name] = Lane(centre, name)
                 LANES[name].add(item)
         for lane in LANES.values():
             lane.start()

@@ -44,7 +44,7 @@ FOLDER = Path(tempfile.gettempdir()) / "gptctl-e2e"
 RAM_SIZE = "60g"  # what VMs see as their disk; with torch installed they take 1 GB each
 LOCKED_FOR_S = 15  # by one that is going down
 BUCKET = "e2e-store"
-BACKGROUND = ("off-", "long-")  # how the names of VMs begin whose tests run meanwhile
+BACKGROUND = ("off-",)  # how the names of VMs begin whose tests run meanwhile
 
 
 class DataCentre:

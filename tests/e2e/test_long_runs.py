@@ -3,12 +3,9 @@
 import hashlib
 from pathlib import Path
 
-import pytest
-
 from tests.e2e.cloud_user import CloudUser
 from tests.runs.user import ENDLESS, User
 
-pytestmark = pytest.mark.background("long")
 LAMBDA = ("--cloud", "lambda", "--budget", "0.05")
 
 
