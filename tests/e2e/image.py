@@ -24,7 +24,7 @@ LANG=C.UTF-8
 REQUESTS_CA_BUNDLE=/etc/gptctl-e2e-ca.pem
 UV_NO_INDEX=1
 UV_OFFLINE=1
-UV_FIND_LINKS=/opt/wheels
+UV_FIND_LINKS=/srv/wheels
 UV_PYTHON_DOWNLOADS=never
 """
 
@@ -81,7 +81,7 @@ def make_empty(folder: Path, mode: int = 0o755) -> None:
 
 
 def write_files(layer: Path, ca: Path) -> None:
-    (layer / "opt" / "wheels").mkdir()
+    (layer / "srv" / "wheels").mkdir()
     etc = layer / "etc"
     (etc / "sudoers.d").mkdir(parents=True)
     (etc / "sudoers.d").chmod(0o750)

@@ -21,8 +21,8 @@ exec nsenter --net="/run/netns/$NAME" \
 mount --make-rprivate /
 mount -t overlay overlay -o "lowerdir=$IMAGE/layer:/,upperdir=$NODE/disk,workdir=$NODE/work" "$NODE/root"
 cd "$NODE/root"
-mount --bind "$IMAGE/wheels" opt/wheels
-mount -o remount,bind,ro opt/wheels
+mount --bind "$IMAGE/wheels" srv/wheels
+mount -o remount,bind,ro srv/wheels
 mount -t proc proc proc
 mount -t sysfs -o ro sysfs sys
 mount -t tmpfs -o mode=1777 tmpfs tmp

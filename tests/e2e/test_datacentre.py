@@ -93,7 +93,7 @@ def test_vms_have_the_gpus_of_their_type_or_the_defect_that_was_asked_for(
     api.ssh(good, "nvidia-smi --query-gpu=colour --format=csv", exit_code=2)
     for vm in (bare, without):
         api.ssh(vm, "command -v nvidia-smi", exit_code=1)
-    assert api.ssh(without, "ls -A /opt /home").split() == ["/home:", "ubuntu", "/opt:", "wheels"]
+    assert api.ssh(without, "ls -A /srv /home").split() == ["/home:", "ubuntu", "/srv:", "wheels"]
 
     api.terminate(bad, good, bare, without)
     assert datacentre.wait_until_empty(10) == []
