@@ -84,8 +84,6 @@ def time_skypilot_dry_run(user: CloudUser, repeats: int) -> list[float]:
 def measure(rounds: int) -> dict[str, Any]:
     with DataCentre() as centre:
         user = CloudUser(centre, "bench")
-        # As on a laptop: SkyPilot's programs find the credentials of the store themselves.
-        user.env |= centre.s3.env
         reference, ours = [], []
         for number in range(rounds + 1):
             pair = time_skypilot(user, number), time_gptctl(user, number)
