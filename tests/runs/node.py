@@ -39,6 +39,7 @@ class Node:
         self.root = home / "node"
         self.store = home / "store"
         self.programs = home / "bin"
+        self.started: list[subprocess.Popen[str]] = []
         self.programs.mkdir()
         self.root.mkdir()
         words = random.Random(7).choices(["the ", "cat ", "sat ", "on ", "a ", "mat. "], k=12_000)
@@ -97,7 +98,7 @@ class Node:
         self.add_program("nvidia-smi", "cat <<'END'\n" + "\n".join(rows) + "\nEND\n")
 
     def start(self) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        bootstrap = subprocess.Popen(
             ["bash", str(ROOT / "training" / "bootstrap.sh")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -106,6 +107,8 @@ class Node:
             env=self.env,
             cwd=self.home,
         )
+        self.started.append(bootstrap)
+        return bootstrap
 
     def live(self, *, exit_code: int = 0, timeout_s: float = 90) -> str:
         """From start to end: what it said."""
@@ -168,7 +171,9 @@ class Node:
         return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def supervisor(self) -> psutil.Process:
-        (found,) = self.processes("training.supervise")
+        # Not whatever bears the name: a child has its parent's command line until it execs.
+        programs = psutil.Process(self.started[-1].pid).children()
+        (found,) = [p for p in programs if "training.supervise" in p.cmdline()]
         return found
 
     def wait_until(self, is_so: Callable[[], object], timeout_s: float = 60) -> None:
@@ -182,6 +187,9 @@ class Node:
         self.wait_until(lambda: self.stored.checkpoints.exists() and len(self.steps) >= count)
 
     def clean_up(self) -> None:
+        for bootstrap in self.started:  # first: it would start another supervisor
+            with bootstrap:
+                bootstrap.kill()
         for process in self.processes():
             try:
                 os.kill(process.pid, signal.SIGKILL)
