@@ -27,11 +27,14 @@ from gptctl.runs import (
     view_run,
     write_status,
 )
-from training.layout import Offer, RunRecord, Status
+from training.errors import ObjectExistsError
+from training.layout import CLAIMS, Offer, RunRecord, Status, run_key
 from training.storage import Storage
 
 BOOT_TIMEOUT_S = 1800.0
 """A machine that does not come up, or does not answer, for so long is given back."""
+CLAIM_S = 60.0
+"""Between a claim to go on with a run and the status that says so there is one write."""
 RECORDED_PACKAGES = ("gptctl", "torch", "numpy")
 
 
@@ -80,12 +83,35 @@ def make_job(plan: Plan, record: RunRecord, patience: Patience) -> Job:
 
 
 def resume(job: Job, *, store: Storage, backend: Backend, now: datetime, tell: Tell) -> Offer:
-    """Go on with a run as `plan_resume` planned it. Raises BackendError."""
+    """Go on with a run as `plan_resume` planned it.
+
+    Raises BackendError, and PlanRefusedError where another has gone on with it meanwhile.
+    """
     status = read_status(store, job.record)
+    _claim(job, status, store, now)
     # Pending again, the bill kept: whoever looks before the first heartbeat finds no old ending.
     ended = status if status.is_over else change_state(status, "failed", now=now, reason="killed")
     write_status(store, change_state(ended, "pending", now=now))
     return _submit(job, store=store, backend=backend, now=now, tell=tell)
+
+
+def _claim(job: Job, status: Status, store: Storage, now: datetime) -> None:
+    """Of all who go on with a run from the same last word, on two laptops say, one may rent."""
+    run_id = job.record.run_id
+    taken = PlanRefusedError(
+        f"{run_id} is being resumed by another gptctl",
+        hint=f"`gptctl logs {run_id} --follow` watches it, `gptctl stop {run_id}` stops it",
+    )
+    if status.updated_at != job.planned_after:
+        raise taken
+    key = run_key(run_id, CLAIMS, f"after-{status.updated_at:%Y%m%dT%H%M%S.%f}")
+    try:
+        store.write(key, now.isoformat().encode(), if_absent=True)
+    except ObjectExistsError as error:
+        age_s = (now - datetime.fromisoformat(store.read(key).decode())).total_seconds()
+        if age_s < CLAIM_S:
+            raise taken from error
+        store.write(key, now.isoformat().encode())  # that one died before it wrote a status
 
 
 def plan_resume(
@@ -147,6 +173,7 @@ def plan_resume(
         record=record,
         store=store.url,
         offers=tuple(offers),
+        planned_after=status.updated_at,
         budget_usd=budget_usd,
         max_hours=max_hours,
         spent_usd=status.spent_usd,

@@ -9,6 +9,7 @@
         checkpoints/step-00005000/
             model.safetensors, trainer.safetensors, state.json, manifest.json
         samples/step-00005000.txt
+        claims/after-<time> which launch goes on after the status of that time: the laptop's
     datasets/<dataset-key>/
         dataset.json        Dataset: grows by one shard at a time
         <name>_val_000000.bin, <name>_train_000001.bin, …
@@ -41,6 +42,7 @@ METRICS = "metrics.jsonl"
 LOGS = "logs"
 CHECKPOINTS = "checkpoints"
 SAMPLES = "samples"
+CLAIMS = "claims"
 MANIFEST = "manifest.json"
 DATASET_JSON = "dataset.json"
 STAGES = ("provision", "setup", "supervise", "check", "prepare", "train", "sample")

@@ -1,7 +1,7 @@
 """Where runs execute: the port that every cloud, and this machine, stands behind."""
 
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Literal, Protocol
@@ -48,8 +48,8 @@ class Job(Struct, frozen=True, kw_only=True):
     """A recorded run, the store it is recorded in, and the machines it may get, best first.
 
     The limits are those now in force, which a resumption may have changed, and of all lives
-    together; what earlier ones spent is beside them. `text` is where
-    the run's text lies on this machine. `recover`: come back elsewhere when the machine dies.
+    together; what earlier ones spent is beside them, and when they had the last word. `text` is
+    where the run's text lies on this machine. `recover`: come back elsewhere when the machine dies.
     The waits are in seconds: for capacity (0: do not), and for a machine to be made and answer.
     """
 
@@ -60,6 +60,7 @@ class Job(Struct, frozen=True, kw_only=True):
     max_hours: float | None = None
     spent_usd: Decimal = Decimal(0)
     spent_hours: float = 0.0
+    planned_after: datetime | None = None
     text: Path | None = None
     recover: bool = False
     wait_s: float = 0.0

@@ -1,5 +1,6 @@
 """Launching on a cloud: what is recorded when, and what is left when it fails."""
 
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
@@ -9,7 +10,7 @@ from gptctl.backends.launched import Launched, Note, this_process
 from gptctl.errors import BackendError, CapacityError, PlanRefusedError, UsageError
 from gptctl.launch import Patience, launch, make_job, make_record, plan_resume, resume
 from gptctl.plan import Limits, make_plan
-from gptctl.runs import read_all, read_record, read_status
+from gptctl.runs import read_all, read_record, read_status, write_status
 from tests.gptctl.run_folder import NOW, OFFER, RECIPE, FakeBackend, RunFolder
 from training.layout import encode, run_key
 from training.storage import open_store
@@ -174,6 +175,26 @@ class TestResume:
         resume(self.plan(run, backend), store=run.store, backend=backend, now=NOW, tell=print)
 
         assert (backend.seen.state, backend.seen.bill) == ("provisioning", bill)
+
+    def test_of_two_who_resume_at_once_one_rents(self, tmp_path):
+        run = self.run(tmp_path)
+        backend = FakeBackend(offers=[ELSEWHERE])
+        jobs = [self.plan(run, backend), self.plan(run, backend)]
+        stopped = read_status(run.store, run.record)
+
+        def go_on(job, later_s):
+            now = NOW + timedelta(seconds=later_s)
+            resume(job, store=run.store, backend=backend, now=now, tell=print)
+
+        go_on(jobs[0], 1)
+        with pytest.raises(PlanRefusedError, match="by another"):  # planned long ago
+            go_on(jobs[1], 3600)
+        write_status(run.store, stopped)  # as if the first had not yet written its status
+        with pytest.raises(PlanRefusedError, match="by another"):
+            go_on(jobs[1], 2)
+        assert len(backend.jobs) == 1
+        go_on(jobs[1], 3600)  # the first has died there
+        assert len(backend.jobs) == 2
 
     def test_nothing_is_planned_that_would_stop_at_once(self, tmp_path):
         run = self.run(tmp_path, budget_usd=Decimal("0.01"))
