@@ -16,6 +16,7 @@ class CloudUser(User):
     API server, are those of `home`, which many users may share.
     """
 
+    patience_s = 300.0
     poll_s = 4.0  # a look takes two seconds of a core, most of them to import SkyPilot
 
     def __init__(

@@ -47,7 +47,7 @@ def test_ctrl_c_and_a_cloud_that_refuses_to_end_a_machine(user: CloudUser) -> No
     _, told = launch.communicate(timeout=120)
     assert launch.returncode == 130, told
     assert "Traceback" not in told
-    assert user.datacentre.wait_until_empty(0) == []
+    assert user.datacentre.wait_until_empty(5) == []
     view = user.status("ctrl-c")
     assert (view["state"], view["reason"]) == ("stopped", "user")
 
@@ -57,4 +57,4 @@ def test_a_machine_that_never_boots_is_given_back_in_time(user: CloudUser) -> No
     options = (*LAMBDA, "--name", "never", "--boot-timeout", "0.3")
     told = user.run(*user.launch_arguments, *options, exit_code=8).stderr
     assert "--boot-timeout" in told
-    assert user.datacentre.wait_until_empty(0) == []
+    assert user.datacentre.wait_until_empty(5) == []

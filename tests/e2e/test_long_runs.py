@@ -1,10 +1,10 @@
-"""Runs of several minutes, on machines that die, that are two, or that fall silent."""
+"""Runs of several minutes, on machines that die, or that are two."""
 
 import hashlib
 from pathlib import Path
 
 from tests.e2e.cloud_user import CloudUser
-from tests.runs.user import ENDLESS, User
+from tests.runs.user import User
 
 LAMBDA = ("--cloud", "lambda", "--budget", "0.05")
 
@@ -23,7 +23,7 @@ def test_a_killed_vm_costs_at_most_the_steps_since_the_last_checkpoint(user: Clo
     view = user.wait_for_step(run_id, 200)
     assert view["state"] == "training"
     user.datacentre.kill_vm(run_id)
-    view = user.wait_for_end(run_id, timeout_s=300)
+    view = user.wait_for_end(run_id)
     assert (view["state"], view["step"]) == ("succeeded", 1000), view
     assert view["offer"]["cloud"] == "lambda"
     assert user.datacentre.wait_until_empty(150, run_id) == []  # by SkyPilot's controller
@@ -48,13 +48,13 @@ def test_two_nodes_train_one_model_and_the_logs_follow(user: CloudUser) -> None:
     run_id = user.launch_detached(*LAMBDA, "--nodes", "2", "--set", "train.steps=200")
     follower = user.start("logs", run_id, "--follow", *user.to_store)
     try:
-        view = user.wait_for_end(run_id, timeout_s=180)
+        view = user.wait_for_end(run_id)
         assert view["state"] == "succeeded", view
         assert view["nodes"] == 2
         vms = [vm for vm in user.datacentre.history() if vm.name.startswith(run_id)]
         assert len(vms) == 2
         user.run("stop", run_id, *user.to_store)
-        assert user.datacentre.wait_until_empty(0, run_id) == []
+        assert user.datacentre.wait_until_empty(5, run_id) == []
         followed, _ = follower.communicate(timeout=60)
     finally:
         follower.kill()
@@ -62,19 +62,3 @@ def test_two_nodes_train_one_model_and_the_logs_follow(user: CloudUser) -> None:
     assert followed == whole  # nothing twice, nothing missing, live or from the store
     assert "2 ranks" in whole
     assert sum(line.startswith("step 200/200  loss") for line in whole.splitlines()) == 1
-
-
-def test_a_machine_without_a_sign_of_life_is_found_and_stopped(user: CloudUser) -> None:
-    run_id = user.launch_detached(*LAMBDA, *ENDLESS, "--name", "long-silent")
-    user.wait_for_step(run_id, 1)
-    stranger = CloudUser(user.datacentre, "elsewhere", home=user.sky_home)
-    clash = stranger.run(*stranger.launch_arguments, *LAMBDA, "--name", run_id, exit_code=8).stderr
-    assert "already has" in clash
-    user.on_node(run_id, "sudo pkill -KILL -f '[b]ootstrap.sh|[s]kylet|[t]raining'")
-    view = user.wait_for(run_id, lambda view: "no sign of life" in (view["message"] or ""), 150)
-    assert view["is_billing"]
-    assert f"gptctl stop {run_id}" in view["hint"]
-    user.run("stop", run_id, *user.to_store)
-    assert user.datacentre.wait_until_empty(0, run_id) == []
-    assert user.status(run_id)["state"] == "stopped"
-    user.run("stop", run_id, *user.to_store)

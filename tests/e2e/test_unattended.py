@@ -1,9 +1,14 @@
-"""The laptop goes off, SkyPilot's API server with it, while runs train and one is launched."""
+"""Runs that nobody looks after: the laptop goes off, or a machine falls silent.
 
+They mostly wait, and therefore run while others do.
+"""
+
+import time
 from decimal import Decimal
 
 import pytest
 
+from gptctl.condition import STALE_AFTER_S
 from tests.e2e.cloud_user import CloudUser
 from tests.runs.user import ENDLESS
 
@@ -37,7 +42,9 @@ def test_runs_finish_or_stop_at_their_limit_and_go_down_and_what_was_starting_is
 ) -> None:
     centre = user.datacentre
     launch_all(user)
-    user.wait_for_step(HANGING, 1)
+    for name in (HANGING, SPENDING):
+        user.wait_for_step(name, 1)
+        centre.make_way(name)
     user.on_node(HANGING, "pkill -STOP -f training.supervise")
     step_when_hung = user.status(HANGING)["step"]
     starting = user.start(
@@ -52,7 +59,7 @@ def test_runs_finish_or_stop_at_their_limit_and_go_down_and_what_was_starting_is
     told = user.run("status", *user.to_store)
     assert f"gptctl stop {STARTING}" in told.stderr
     user.run("stop", STARTING, *user.to_store)
-    assert centre.wait_until_empty(0, STARTING) == []
+    assert centre.wait_until_empty(5, STARTING) == []
     assert user.status(STARTING)["state"] == "failed"
     assert STARTING in user.run("stop", STARTING, *user.to_store).stderr
     assert "cut short" not in user.run("status", *user.to_store).stderr
@@ -76,3 +83,26 @@ def test_runs_finish_or_stop_at_their_limit_and_go_down_and_what_was_starting_is
         folder = str(user.home / view["run_id"])
         pulled = user.json("pull-checkpoint", view["run_id"], "--to", folder, *user.to_store)
         assert pulled["step"] == view["step"]  # nothing was lost
+
+
+@pytest.mark.background("off")
+def test_a_machine_without_a_sign_of_life_is_found_and_stopped(user: CloudUser) -> None:
+    run_id = user.launch_detached(
+        "--cloud", "lambda", "--budget", "0.05", *ENDLESS, "--name", "off-silent"
+    )
+    user.wait_for_step(run_id, 1)
+    user.datacentre.make_way(run_id)
+    stranger = CloudUser(user.datacentre, "elsewhere", home=user.sky_home)
+    clash = stranger.run(
+        *stranger.launch_arguments, "--cloud", "lambda", "--name", run_id, exit_code=8
+    ).stderr
+    assert "already has" in clash
+    user.on_node(run_id, "sudo pkill -KILL -f '[b]ootstrap.sh|[s]kylet|[t]raining'")
+    time.sleep(STALE_AFTER_S)
+    view = user.wait_for(run_id, lambda view: "no sign of life" in (view["message"] or ""))
+    assert view["is_billing"]
+    assert f"gptctl stop {run_id}" in view["hint"]
+    user.run("stop", run_id, *user.to_store)
+    assert user.datacentre.wait_until_empty(5, run_id) == []
+    assert user.status(run_id)["state"] == "stopped"
+    user.run("stop", run_id, *user.to_store)

@@ -316,7 +316,7 @@ def test_a_store_that_is_down_for_a_while_costs_nothing_but_time(
             time.sleep(0.2)
     finally:
         s3_server.start()
-    view = s3_user.wait_for_end(run_id, timeout_s=120)
+    view = s3_user.wait_for_end(run_id)
     assert (view["state"], view["step"]) == ("succeeded", 1000)
     pulled = s3_user.json(
         "pull-checkpoint", run_id, "--to", str(s3_user.home / "p"), *s3_user.to_store

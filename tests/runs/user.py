@@ -49,8 +49,9 @@ ENDLESS = ("--set", "train.steps=1_000_000")
 
 
 class User:
-    """Somebody with a shell, a home of their own, and patience for `timeout_s`."""
+    """Somebody with a shell, a home of their own, and patience."""
 
+    patience_s = 120.0
     poll_s = 0.3
 
     def __init__(self, home: Path, *, store: str | None = None, **env: str) -> None:
@@ -117,8 +118,8 @@ class User:
     def status(self, run_id: str) -> Any:
         return self.json("status", run_id, *self.to_store)
 
-    def wait_for(self, run_id: str, is_there: Callable[[Any], bool], timeout_s: float = 90) -> Any:
-        deadline = time.monotonic() + timeout_s
+    def wait_for(self, run_id: str, is_there: Callable[[Any], bool]) -> Any:
+        deadline = time.monotonic() + self.patience_s
         while True:
             view = self.status(run_id)
             if is_there(view):
@@ -130,8 +131,8 @@ class User:
     def wait_for_step(self, run_id: str, step: int = 1) -> Any:
         return self.wait_for(run_id, lambda view: view["step"] >= step)
 
-    def wait_for_end(self, run_id: str, timeout_s: float = 90) -> Any:
-        deadline = time.monotonic() + timeout_s
+    def wait_for_end(self, run_id: str) -> Any:
+        deadline = time.monotonic() + self.patience_s
         while True:
             view = self.status(run_id)
             if view["state"] in ("succeeded", "stopped", "failed") and not self.processes(run_id):
