@@ -21,9 +21,6 @@ import msgspec
 from gptctl.backends.node_requirements import node_requirements
 from tests.e2e.cloud_user import CloudUser
 from tests.e2e.datacentre import DataCentre
-from training.events import parse_lines
-from training.layout import EVENTS, run_key
-from training.storage import open_store
 
 OWN_PART_LIMIT_S = 5.0
 DRY_RUN_LIMIT_S = 2.0
@@ -56,9 +53,7 @@ def time_gptctl(user: CloudUser, number: int) -> float:
     name = f"ours-{number}"
     started = time.time()
     user.run(*user.launch_arguments, "--cloud", "lambda", "--budget", "0.05", "--name", name)
-    with user.datacentre.inside():
-        events = parse_lines(open_store(user.store).read(run_key(name, EVENTS)))
-    (first,) = (event for event in events if event["event"] == "training_started")
+    (first,) = user.events(name, "training_started")
     return datetime.fromisoformat(first["at"]).timestamp() - started
 
 

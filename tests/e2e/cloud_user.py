@@ -1,12 +1,19 @@
 """Somebody with a laptop in the data centre, who types `gptctl` and looks with `sky`."""
 
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 from tests.e2e.datacentre import DataCentre
 from tests.e2e.homes import Home
 from tests.runs.user import User
+from training.events import parse_lines
+from training.layout import EVENTS, STATUS_JSON, Status, decode, run_key
+from training.storage import open_store
 
 
 class CloudUser(User):
@@ -18,6 +25,7 @@ class CloudUser(User):
 
     patience_s = 300.0
     poll_s = 4.0  # a look takes two seconds of a core, most of them to import SkyPilot
+    look_s = 0.5  # into the store, which takes next to nothing
 
     def __init__(
         self,
@@ -39,6 +47,8 @@ class CloudUser(User):
             "XDG_CONFIG_HOME": str(folder / "config"),
             **datacentre.s3.env,
         }
+        with patch.dict(os.environ, self.env), datacentre.inside():
+            self.records = open_store(self.store)
 
     def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
         """`gptctl`; signals sent to this process reach the program itself."""
@@ -53,6 +63,32 @@ class CloudUser(User):
         self, *arguments: str, exit_code: int = 0, timeout_s: float = 300
     ) -> "subprocess.CompletedProcess[str]":
         return super().run(*arguments, exit_code=exit_code, timeout_s=timeout_s)
+
+    def events(self, run_id: str, kind: str) -> list[dict[str, Any]]:
+        """As the store has them."""
+        with self.datacentre.inside():
+            data = self.records.read(run_key(run_id, EVENTS))
+        return [event for event in parse_lines(data) if event["event"] == kind]
+
+    def wait_for_step(self, run_id: str, step: int = 1) -> None:
+        self._wait(run_id, lambda status: status.step >= step)
+
+    def wait_for_end(self, run_id: str) -> Any:
+        self._wait(run_id, lambda status: status.is_over)
+        return self.status(run_id)
+
+    def _wait(self, run_id: str, is_there: Callable[[Status], bool]) -> None:
+        """Without a `gptctl status` every few seconds, which would starve what it looks at."""
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            with self.datacentre.inside():
+                data = self.records.read(run_key(run_id, STATUS_JSON))
+            status = decode(data, Status, name=STATUS_JSON)
+            if is_there(status):
+                return
+            assert time.monotonic() < deadline, status
+            assert not status.is_over, status
+            time.sleep(self.look_s)
 
     def sky(
         self, *arguments: str, exit_code: int | None = 0, timeout_s: float = 240

@@ -92,5 +92,5 @@ def test_wrong_keys_rent_nothing(user: CloudUser) -> None:
     examined = stranger.run("doctor", *stranger.to_store, exit_code=8)
     assert "FAIL" in examined.stdout
     centre.kill_api_server(home)
-    assert centre.instances() == []
+    assert centre.wait_until_empty(0) == []
     assert stranger.status_all() == []

@@ -128,8 +128,8 @@ class User:
             assert view["state"] not in ("succeeded", "stopped", "failed"), view
             time.sleep(self.poll_s)
 
-    def wait_for_step(self, run_id: str, step: int = 1) -> Any:
-        return self.wait_for(run_id, lambda view: view["step"] >= step)
+    def wait_for_step(self, run_id: str, step: int = 1) -> None:
+        self.wait_for(run_id, lambda view: view["step"] >= step)
 
     def wait_for_end(self, run_id: str) -> Any:
         deadline = time.monotonic() + self.patience_s
