@@ -3,9 +3,9 @@
     python -m bench.cloud_launch [--rounds 3] [--out bench/results/cloud_launch.json]
 
 In the private data centre of the e2e tests (root, Debian), round by round in turn: `sky launch` of
-a task that installs the same packages and imports torch, and `gptctl launch` of a tiny recipe.
-The difference is our own part. Then a dry run, beside SkyPilot's own, the server up and the
-catalogue cached.
+a task that installs the same packages and imports torch, on a machine that goes down by itself
+too, and `gptctl launch` of a tiny recipe. The difference is our own part. Then a dry run, beside
+SkyPilot's own, the server up and the catalogue cached.
 """
 
 import argparse
@@ -43,7 +43,8 @@ def time_skypilot(user: CloudUser, number: int) -> float:
     name = f"reference-{number}"
     started = time.time()
     launch = ("launch", "--yes", "--cluster", name, "--workdir", str(folder))
-    told = user.sky(*launch, str(folder / "task.yaml")).stdout
+    goes_down = ("--down", "--idle-minutes-to-autostop", "10")
+    told = user.sky(*launch, *goes_down, str(folder / "task.yaml")).stdout
     user.sky("down", "--yes", name)
     return float(told.rpartition(MARK)[2].split()[0]) - started
 

@@ -171,6 +171,7 @@ class Life:
             if stop_reason is None:
                 if self.journal.phase != "training" and self.progress.is_training:
                     self.journal.enter("training", "training")
+                    self.wall.hurry()
                 lacks_data = prepare.exit_code not in (None, 0)
                 stop_reason = self.reason_to_stop() or ("data" if lacks_data else None)
                 asked_at = time.monotonic()

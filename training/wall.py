@@ -7,6 +7,9 @@ import subprocess
 import threading
 from collections.abc import Callable
 
+ARM_AFTER_S = 20.0
+"""SkyPilot has armed it before our first line ran; arming it anew, at the same time as torch is
+imported and the first shard is written, would keep two processors of a small machine from that."""
 ARM_TIMEOUT_S = 60.0
 """Setting the time of the end writes one row; a cold Python may take seconds to come to it."""
 
@@ -17,24 +20,34 @@ class Wall:
     def __init__(self, go_down_in: str | None) -> None:
         self._go_down_in = go_down_in
         self._arming: threading.Thread | None = None
+        self._is_due = threading.Event()
 
     def arm(self, minutes: int, *, tell: Callable[..., None]) -> None:
-        """Have the machine end in so many minutes. Returns at once; `tell` hears what came of it.
+        """Have the machine end in so many minutes, from when training begins or soon after now.
 
-        It is called with an event's name and fields, from another thread.
+        Returns at once; `tell` is called with an event's name and fields, from another thread.
         """
         if self._go_down_in is not None:
             command = [self._go_down_in, str(minutes)]
-            self._arming = threading.Thread(target=_arm, args=(command, minutes, tell), daemon=True)
+            arguments = (self._is_due, command, minutes, tell)
+            self._arming = threading.Thread(target=_arm, args=arguments, daemon=True)
             self._arming.start()
+
+    def hurry(self) -> None:
+        """There is time for it now."""
+        self._is_due.set()
 
     def settle(self) -> None:
         """Wait until it is armed or is known not to be: later it would undo what comes after."""
+        self.hurry()
         if self._arming is not None:
             self._arming.join(ARM_TIMEOUT_S + 1)
 
 
-def _arm(command: list[str], minutes: int, tell: Callable[..., None]) -> None:
+def _arm(
+    is_due: threading.Event, command: list[str], minutes: int, tell: Callable[..., None]
+) -> None:
+    is_due.wait(ARM_AFTER_S)
     try:
         subprocess.run(
             command,

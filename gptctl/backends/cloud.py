@@ -52,7 +52,7 @@ class CloudBackend:
 
     def offers(self, wanted: Wanted) -> list[Offer]:
         is_any = self._clouds == (ANY,)
-        clouds = self._skypilot.try_clouds(None) if is_any else self._clouds
+        clouds = self._skypilot.enabled_clouds() if is_any else self._clouds
         own = [offer for c in clouds if c in UNPRICED for offer in offer_unpriced(c, wanted)]
         priced = [cloud for cloud in clouds if cloud not in UNPRICED]
         if not priced:
@@ -170,7 +170,7 @@ class CloudBackend:
         return self._skypilot.versions()
 
     def try_credentials(self) -> list[CloudAccess]:
-        enabled = self._skypilot.enabled_for_compute()
+        enabled = self._skypilot.try_clouds()
         found = []
         for name, has_credentials in self._skypilot.credentials().items():
             is_enabled = name in enabled

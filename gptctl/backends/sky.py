@@ -60,13 +60,9 @@ class SkyPilot:
     def __init__(self) -> None:
         require_skypilot()
 
-    def try_clouds(self, clouds: tuple[str, ...] | None) -> list[str]:
-        """Those of all clouds that are enabled; `clouds` have their credentials tried first."""
-        doing = "say which clouds are enabled"
-        if clouds is not None:
-            # `sky.check` is a module to whoever imports the package.
-            self._get(lambda sky: sky.client.sdk.check(clouds, verbose=False), doing)
-        found = self._get(lambda sky: sky.client.sdk.enabled_clouds(), doing)
+    def enabled_clouds(self) -> list[str]:
+        """Those that took their credentials when they were last tried."""
+        found = self._get(lambda sky: sky.client.sdk.enabled_clouds(), "say which are enabled")
         return [str(cloud).lower() for cloud in found]
 
     def fetch_catalog(self, cloud: str) -> None:
@@ -219,10 +215,12 @@ class SkyPilot:
             found[repr(cloud).lower()] = any(Path(path).expanduser().exists() for path in files)
         return dict(sorted(found.items()))
 
-    def enabled_for_compute(self) -> set[str]:
-        """Clouds that take their credentials, all of them tried."""
-        doing = "try the credentials"
-        answer = self._get(lambda sky: sky.client.sdk.check(None, verbose=False), doing)
+    def try_clouds(self, clouds: tuple[str, ...] | None = None) -> set[str]:
+        """Those of `clouds`, or of all there are, that take their credentials now."""
+        # `sky.check` is a module to whoever imports the package.
+        answer = self._get(
+            lambda sky: sky.client.sdk.check(clouds, verbose=False), "try the credentials"
+        )
         return {
             name.lower()
             for clouds in answer.values()

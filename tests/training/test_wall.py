@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ def test_the_machine_is_told_when_to_end(tmp_path: Path) -> None:
     program = write_program(tmp_path, f'echo "$@" > {tmp_path}/asked')
     assert arm(program, 17) == [("wall_armed", {"minutes": 17})]
     assert (tmp_path / "asked").read_text() == "17\n"
+
+
+def test_it_is_left_for_when_training_has_begun(tmp_path: Path) -> None:
+    wall = Wall(write_program(tmp_path, f"touch {tmp_path}/asked"))
+    wall.arm(17, tell=lambda event, **fields: None)
+    time.sleep(0.3)
+    assert not (tmp_path / "asked").exists()
+    wall.hurry()
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "asked").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_wall_that_does_not_stand_is_told_with_its_reason(tmp_path: Path) -> None:
