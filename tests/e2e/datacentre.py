@@ -4,6 +4,7 @@ Its parts: a network without a way out, the API, the node image, an S3 server on
 (10.99.0.1, which the client and all nodes reach), and homes for the client's programs.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -224,10 +225,7 @@ class DataCentre:
         """
         for vm in self.instances():
             for pid in pids_in(vm.node) if vm.name.startswith(name) else ():
-                with suppress(ProcessLookupError, FileNotFoundError):
-                    os.setpriority(os.PRIO_PROCESS, pid, 19)
-                    # Where sessions share the processors, niceness counts within each only.
-                    Path(f"/proc/{pid}/autogroup").write_text("19")
+                _make_way(pid)
 
     def terminate(self, vms: Sequence[Vm]) -> None:
         for vm in vms:
@@ -329,3 +327,16 @@ class DataCentre:
         for mount in reversed(mounts):
             if mount.startswith(f"{self.folder}/"):
                 run("umount", mount)
+
+
+def _make_way(pid: int) -> None:
+    with suppress(ProcessLookupError, FileNotFoundError):
+        # Threads are as nice as their creator was, and nothing tells them of it later.
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
+        # Where sessions share the processors (sched(7), autogroup), niceness counts within each.
+        try:
+            Path(f"/proc/{pid}/autogroup").write_text("19")
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # in no session but the one of the machine's start
+                raise
