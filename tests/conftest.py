@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,12 @@ import pytest
 
 from tests.gpt2_vocabulary import link_vocabulary
 from tests.s3_server import S3Server, start_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """What a shell starts in the background ignores it, and so would all that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
