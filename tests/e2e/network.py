@@ -17,6 +17,8 @@ BRIDGE_IP = "10.99.0.1"
 # SkyPilot asks these two whether the network is up before it believes that a node is gone.
 PROBED_IPS = ("1.1.1.1", "8.8.8.8")
 HOSTS = ("cloud.lambdalabs.com", "cloud.lambda.ai", "raw.githubusercontent.com")
+# Of SkyPilot's API servers, one a home: nobody who takes any port gets one of them.
+RESERVED_PORTS = "46580-46679"
 CLONE_NEWNET = 0x40000000
 
 
@@ -31,6 +33,8 @@ def make_network() -> None:
         *(f"address add {ip}/32 dev lo" for ip in PROBED_IPS),
     ):
         run("ip", "-n", CLIENT, *line.split())
+    with enter_network():
+        Path("/proc/sys/net/ipv4/ip_local_reserved_ports").write_text(RESERVED_PORTS)
     _etc().mkdir(parents=True)
     (_etc() / "hosts").write_text(f"127.0.0.1 localhost {' '.join(HOSTS)}\n")
     (_etc() / "resolv.conf").write_text("")
