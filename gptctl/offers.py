@@ -2,11 +2,23 @@
 
 from datetime import date
 from decimal import Decimal
+from typing import Protocol
 
 from training.layout import Offer
 
 OWN_MACHINE = "your own machine, no price given"
 GIVEN_PRICE = "given by --price-per-hour"
+
+
+class Priced(Protocol):
+    """What bears a price that may be old: an offer, or the estimate that was made of one."""
+
+    @property
+    def cloud(self) -> str: ...
+    @property
+    def price_source(self) -> str: ...
+    @property
+    def price_as_of(self) -> str: ...
 
 
 def offer_this_machine(

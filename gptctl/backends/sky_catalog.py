@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from gptctl.backends import Wanted
 from gptctl.backends.sky_hosts import Row, add_hosts
 from gptctl.errors import PlanRefusedError, UsageError
+from gptctl.gpu_names import is_asked_for, normalize_gpu
 from gptctl.offers import GIVEN_PRICE, OWN_MACHINE
 from gptctl.strict_toml import nearest
 from training.layout import Offer
@@ -115,7 +116,15 @@ def _fits(row: Row, gpus: Gpus | None, wanted: Wanted) -> bool:
         return False
     if gpus is None:
         return not row.gpu and row.vcpus >= max(LEAST_VCPUS, wanted.cpu_ranks)
-    return (row.gpu.lower(), row.gpu_count) == (gpus.name.lower(), gpus.count)
+    return row.gpu_count == gpus.count and _is_named(row, gpus.name)
+
+
+def _is_named(row: Row, name: str) -> bool:
+    """By the catalogue's own name, or by the one that all clouds have in common."""
+    if not row.gpu or row.gpu.lower() == name.lower():
+        return bool(row.gpu)
+    ours = normalize_gpu(row.gpu, cloud=row.cloud, instance_type=row.instance_type)
+    return ours is not None and is_asked_for(name, ours)
 
 
 def _offer(row: Row, wanted: Wanted, *, as_of: str) -> Offer | None:
@@ -153,7 +162,7 @@ def _find_region(name: str, rows: list[Row], clouds: str) -> str:
 def _find_fault(gpus: Gpus, rows: list[Row], clouds: str) -> UsageError | None:
     """What is wrong with a GPU, or a number of them, that no machine of those clouds has."""
     known = {row.gpu.lower(): row.gpu for row in rows if row.gpu}
-    counts = sorted({row.gpu_count for row in rows if row.gpu.lower() == gpus.name.lower()})
+    counts = sorted({row.gpu_count for row in rows if _is_named(row, gpus.name)})
     if not counts:
         near = nearest(gpus.name.lower(), list(known))
         return UsageError(
