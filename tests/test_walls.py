@@ -16,7 +16,10 @@ from tests.gptctl.catalogues import install
 ROOT = Path(__file__).parents[1]
 
 # What gptctl may know of training: the file contract, and nothing that needs torch.
-SHARED = ("errors", "config", "layout", "manifest", "storage", "storage_*", "schedule", "events")
+SHARED = (
+    *("errors", "config", "layout", "manifest", "storage", "storage_*", "schedule", "events"),
+    "flops",
+)
 # What trains, or looks at what trains. Everything else runs beside torch, or without it.
 NEEDS_TORCH = (
     *("train", "model", "data", "optimizer", "distributed", "checkpoint", "evaluate", "peaks"),

@@ -1,0 +1,111 @@
+import pytest
+from msgspec.structs import replace
+
+from gptctl.phases import (
+    CHECKPOINT_BYTES_PER_PARAMETER,
+    MINUTE_S,
+    Span,
+    list_phases,
+)
+from tests.gptctl.estimates import recipe_of
+from training.check import BYTES_PER_PARAMETER
+from training.schedule import is_due
+
+HOUR = Span(3000, 3600, 5000)
+
+
+def phases_of(recipe="gpt2-124m", *, steps=18_865, cloud="lambda", spot=False, **train):
+    return list_phases(recipe_of(recipe, **train), HOUR, steps=steps, cloud=cloud, spot=spot)
+
+
+def seconds_of(phases):
+    return sum(span.likely for span in phases.values())
+
+
+def test_every_phase_is_a_range():
+    for cloud in ("lambda", "local"):
+        for span in phases_of(cloud=cloud, spot=True, compile=True).values():
+            assert 0 <= span.low <= span.likely <= span.high
+
+
+def test_checkpoint_is_as_large_as_the_node_takes_it_to_be():
+    assert CHECKPOINT_BYTES_PER_PARAMETER == BYTES_PER_PARAMETER
+
+
+def test_this_machine_is_neither_made_nor_given_back_nor_billed_by_the_minute():
+    phases = phases_of(cloud="local")
+
+    for name in ("provisioning", "teardown", "billing_granularity"):
+        assert phases[name] == Span(0, 0, 0)
+    assert 0 < phases["setup"].likely < phases_of()["setup"].likely
+
+
+def test_lambda_bills_whole_minutes_and_aws_whole_seconds():
+    by_minute, by_second = phases_of(cloud="lambda"), phases_of(cloud="aws")
+
+    assert seconds_of(by_minute) / MINUTE_S == pytest.approx(round(seconds_of(by_minute) / 60))
+    assert seconds_of(by_second) == pytest.approx(round(seconds_of(by_second)))
+    assert by_minute["billing_granularity"].high == 60
+    assert by_second["billing_granularity"].likely < 1
+
+
+def test_cloud_of_which_nothing_is_known_is_taken_to_bill_by_the_minute():
+    assert phases_of(cloud="verda")["billing_granularity"].high == MINUTE_S
+
+
+@pytest.mark.parametrize("steps", [1, 250, 251, 18_865])
+def test_evaluations_are_counted_as_the_training_loop_has_them(steps):
+    recipe = recipe_of("gpt2-124m")
+    count = sum(is_due(step, recipe.eval.every, last=steps) for step in range(steps + 1))
+    tokens = steps * recipe.train.batch_tokens
+
+    expected = count * recipe.eval.tokens / tokens * HOUR.likely / 3  # forward: 2N of 6N FLOPs
+    assert phases_of(steps=steps)["evaluation"].likely == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [1, 5000, 5001, 18_865])
+def test_each_checkpoint_stalls_training_and_the_last_one_is_waited_for(steps):
+    every = recipe_of("gpt2-124m").checkpoint.every
+    count = sum(is_due(step, every, last=steps) for step in range(1, steps + 1))
+    size = 124_475_904 * 12
+
+    stall, write = size / 2.5e9, size / 0.5e9
+    assert phases_of(steps=steps)["checkpoints"].likely == pytest.approx(count * stall + write)
+
+
+def test_larger_model_takes_longer_to_save_and_send():
+    small, large = phases_of(), phases_of("gpt2-1558m")
+
+    for name in ("checkpoints", "upload"):
+        assert small[name].likely < large[name].likely
+
+
+def test_compiling_takes_time_only_where_the_recipe_compiles():
+    assert phases_of()["compile"] == Span(0, 0, 0)
+    assert phases_of(compile=True)["compile"].likely > 0
+
+
+def test_first_shards_are_no_longer_than_what_is_trained_on():
+    assert phases_of(steps=1)["first_shard"].likely < 1
+    assert phases_of()["first_shard"].likely == pytest.approx(2 * 100e6 / 4e6)
+
+
+def test_spot_machine_may_be_taken_away_and_most_likely_is_not():
+    phases = phases_of(spot=True)
+    lost_s = 5000 / 18_865 * HOUR.high  # from one checkpoint to the next
+    again_s = phases["provisioning"].high + phases["setup"].high
+
+    assert "preemptions" not in phases_of()
+    assert phases["preemptions"].likely == 0
+    assert phases["preemptions"].high == pytest.approx(again_s + lost_s)
+
+
+def test_more_time_in_training_is_more_preemptions_at_worst():
+    recipe = recipe_of("gpt2-124m")
+    short, long = (
+        list_phases(recipe, HOUR.times(factor), steps=18_865, cloud="aws", spot=True)
+        for factor in (1, 10)
+    )
+
+    assert long["preemptions"].high > 10 * short["preemptions"].high
+    assert replace(long["preemptions"], high=0.0) == Span(0, 0, 0)
