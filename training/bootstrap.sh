@@ -46,8 +46,9 @@ say() {
 enter() { # PHASE [SECONDS]
   phase=$1
   say "$phase"
-  awk -v now="$(date +%s.%N)" -v ago="${2:-0}" -v phase="$phase" \
-    'BEGIN { printf "%.3f %s\n", now - ago, phase }' >>"$run/.setup"
+  # Not by the clock of the day, which is often set right while a machine boots.
+  awk -v ago="${2:-0}" -v phase="$phase" \
+    '{ printf "%.2f %s\n", $1 - ago, phase }' /proc/uptime >>"$run/.setup"
 }
 
 blame() { # MESSAGE HINT

@@ -13,10 +13,9 @@ from msgspec import Struct
 
 from training.errors import ObjectNotFoundError, StorageError, TrainingError
 from training.events import parse_lines
-from training.layout import EVENTS, STATUS_JSON, State, Status, decode, run_key
+from training.layout import EVENTS, LIVING, STATUS_JSON, State, Status, decode, run_key
 from training.storage import Storage
 
-LIVING: frozenset[State] = frozenset({"preparing", "training", "finishing"})
 MAX_BACKOFF_S = 30.0
 
 

@@ -5,7 +5,17 @@ from contextlib import suppress
 from typing import Any
 
 from training.events import append_event
-from training.layout import Offer, RunPaths, RunRecord, State, Status, encode, write_atomic
+from training.layout import (
+    GOING_DOWN,
+    BillLine,
+    Offer,
+    RunPaths,
+    RunRecord,
+    State,
+    Status,
+    encode,
+    write_atomic,
+)
 from training.meter import Limits, Meter
 from training.outcome import Outcome
 from training.progress import Progress
@@ -14,9 +24,9 @@ STATUS_EVERY_S = 1.0
 
 
 class Journal:
-    """Bills time to the current phase. A full disk must not keep a run from ending well:
+    """Bills time to the current phase, by a monotonic clock: that of the day may jump.
 
-    what it will not take is left out.
+    A full disk must not keep a run from ending well: what it will not take is left out.
     """
 
     def __init__(
@@ -26,16 +36,19 @@ class Journal:
         limits: Limits,
         previous: Status | None,
         offer: Offer | None = None,
+        earlier: tuple[BillLine, ...] = (),
     ) -> None:
+        """`earlier`: the bill of the lives before this one."""
         self._record = record
         self._paths = paths
         self._limits = limits
         self._offer = offer
         self.life = previous.life + 1 if previous else 1
         self.meter = Meter(
-            previous.bill if previous else (),
+            earlier,
             life=self.life,
             price_per_hour=limits.price_per_hour,
+            nodes=record.nodes,
         )
         self.progress = Progress(paths)
         self.state: State = "preparing"
@@ -51,11 +64,16 @@ class Journal:
         self.write_status()
 
     def tick(self) -> None:
-        """Bill the time since the last tick to the current phase; read what training said."""
+        """Bill the time since the last tick to the current phase; read what training said.
+
+        What it says it spent beside training goes out of `training` then.
+        """
         now = time.monotonic()
         self.meter.add(self.phase, now - self._ticked_at)
         self._ticked_at = now
         self.progress.read()
+        for phase, seconds in self.progress.take_asides().items():
+            self.meter.move(seconds, to=phase)
         if now - self._wrote_status_at >= STATUS_EVERY_S:
             self.write_status()
 
@@ -68,7 +86,7 @@ class Journal:
         self.say(f"{outcome.state} ({outcome.reason}). {outcome.message or ''}")
         self.tick()
         if teardown_s:
-            self.meter.add("going_down", teardown_s)
+            self.meter.add(GOING_DOWN, teardown_s)
         self.state, self.phase = outcome.state, outcome.state
         return self.write_status(outcome)
 

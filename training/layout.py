@@ -51,6 +51,7 @@ State = Literal[
     "pending", "provisioning", "preparing", "training", "finishing",
     "succeeded", "stopped", "failed", "preempted",
 ]  # fmt: skip
+LIVING: frozenset[State] = frozenset({"preparing", "training", "finishing"})
 TERMINAL: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
@@ -91,24 +92,37 @@ class RunRecord(Record, frozen=True, kw_only=True):
     region: str | None = None
     recover: bool = False
     """Go on with it on another machine when its own dies."""
+    estimate_usd: Decimal | None = None
+    estimate_hours: float | None = None
+    """What it would likely cost, as its plan said; None where nothing told."""
     store: str
     created_at: datetime
     versions: dict[str, str]
 
 
+GOING_DOWN = "going_down"
+"""The phase of a bill from the supervisor's last word to the end of its machines."""
+ROUNDING_USD = Decimal("0.0001")
+
+
 class BillLine(Record, frozen=True, kw_only=True):
-    """Seconds that one life of the run spent in one phase, and at what price."""
+    """Seconds that one life of the run spent in one phase, and at what price.
+
+    The nodes of a life come and go together, so each has the same share of it.
+    """
 
     life: int
     phase: str
     seconds: float
     price_per_hour: Decimal
+    """Of all nodes together."""
+    nodes: int = 1
 
     @property
     def usd(self) -> Decimal:
         """To a hundredth of a cent, rounded up: a bill is never less than the time it names."""
         exact = Decimal(repr(self.seconds)) * self.price_per_hour / 3600
-        return exact.quantize(Decimal("0.0001"), rounding="ROUND_CEILING")
+        return exact.quantize(ROUNDING_USD, rounding="ROUND_CEILING")
 
 
 class Status(Record, frozen=True, kw_only=True):

@@ -5,9 +5,12 @@ run's goal, its budget, its deadline, a SIGTERM or a fault.
 """
 
 import time
+from concurrent.futures import wait
+from datetime import UTC, datetime
 from pathlib import Path
 
-from training.check import check_node, raise_if_full
+from training.background import in_background
+from training.check import BYTES_PER_PARAMETER, check_node, raise_if_full
 from training.cluster import CHECK, JOIN_TIMEOUT_S, TRAIN
 from training.errors import StorageError, TrainingError
 from training.events import parse_lines
@@ -22,10 +25,11 @@ from training.layout import (
 )
 from training.machine import Machine
 from training.manifest import drop
-from training.meter import Limits, Reserve
-from training.outcome import Outcome, judge_check, judge_exit, pass_on
+from training.meter import Limits, bill_before
+from training.outcome import Outcome, cut_off, judge_check, judge_exit, pass_on
 from training.processes import StopFlag
 from training.progress import Heartbeat
+from training.reserve import first_reserve
 from training.setup import take_failure
 from training.sources import dataset_folder_key
 from training.stages import Stage
@@ -36,10 +40,6 @@ from training.wall import Wall
 TICK_S = 0.2
 STOP_GRACE_S = 120.0
 """Longest wait, beyond what the reserve has learned, for ranks to save after SIGTERM."""
-FINISH_TIMEOUT_S = 900.0
-"""Longest wait at the end for a store that is out of reach, where the limits allow as much."""
-LAST_CHANCE_S = 3.0
-"""Of that, what is left where the limits allow nothing more."""
 TOO_LONG = "too long"
 LAST_WORD_S = 60.0
 """Longest wait for the store to take the last status, which no bill can contain."""
@@ -65,19 +65,32 @@ class Life:
         self.stop = stop
         self.machine = machine
         self.cluster = machine.cluster
-        self.journal = Journal(record, self.paths, limits, previous, machine.offer)
+        self.heartbeat_s = 1.0 if "://" not in store.url else 10.0
+        earlier = bill_before(
+            previous,
+            now=datetime.now(UTC),
+            setup_s=machine.setup_s,
+            heartbeat_s=self.heartbeat_s,
+            teardown_s=machine.teardown_s,
+        )
+        self.journal = Journal(record, self.paths, limits, previous, machine.offer, earlier)
         for phase, seconds in machine.setup:
             self.journal.meter.add(phase, seconds)
         self.progress = self.journal.progress
         self.heartbeat = Heartbeat(self.paths.heartbeat)
-        self.reserve = Reserve(teardown_s=machine.teardown_s)
+        self.reserve = first_reserve(
+            checkpoint_bytes=self.recipe.model.parameters * BYTES_PER_PARAMETER,
+            teardown_s=machine.teardown_s,
+            setup_s=machine.setup_s,
+            loss_s=self.heartbeat_s + machine.teardown_s if record.recover else None,
+        )
         self.wall = Wall(machine.go_down_in)
         self.sync = Sync(
             store,
             self.paths,
             record.run_id,
             keep=self.recipe.checkpoint.keep,
-            every_s=1.0 if "://" not in store.url else 10.0,
+            every_s=self.heartbeat_s,
         )
         self.stages: list[Stage] = []
 
@@ -85,7 +98,7 @@ class Life:
         """Live this life to its end; what became of the run. `failed`: before it began."""
         try:
             self.begin()
-            outcome = failed or self.check_gpus() or self.prepare_and_train()
+            outcome = failed or self.check_limits() or self.check_gpus() or self.prepare_and_train()
         except TrainingError as error:
             outcome = Outcome.failed(type(error).__name__, error.message, error.hint)
         except OSError as error:
@@ -113,6 +126,11 @@ class Life:
         self.journal.write_status()
         self.sync.start()
 
+    def check_limits(self) -> Outcome | None:
+        """Why there is no point in going on, as where the machine took long to come."""
+        reason = self.reason_to_stop()
+        return Outcome.stopped(reason) if reason else None
+
     def check_gpus(self) -> Outcome | None:
         """Why the GPUs, or what joins the nodes, are not fit to train on; None: they are."""
         self.journal.enter("preparing", "checking")
@@ -135,10 +153,9 @@ class Life:
         return judge_check(stage.exit_code, self.progress.error, self.record.run_id)
 
     def prepare_and_train(self) -> Outcome:
-        for why in self.sync.fetch_newest_checkpoint():
-            self.journal.event("checkpoint_skipped", why=why)
-            self.journal.say(f"passed over: {why}")
         self.journal.enter("preparing", "preparing")
+        if (stopped_for := self.fetch_checkpoint()) is not None:
+            return Outcome.stopped(stopped_for)
         dataset = self.root / DATASETS / dataset_folder_key(self.recipe.data)
         prepare = self.start(
             "prepare",
@@ -161,9 +178,26 @@ class Life:
                     f"`gptctl logs {self.record.run_id} --stage train` shows its last words",
                 )
 
+    def fetch_checkpoint(self) -> str | None:
+        """Bring back the newest checkpoint; the reason to stop that came before it was here.
+
+        Meanwhile time is billed, and limits hold. Raises what fetching it failed with.
+        """
+        fetched = in_background(self.sync.fetch_newest_checkpoint)
+        while not fetched.done():
+            wait([fetched], timeout=TICK_S)
+            self.journal.tick()
+            if reason := self.reason_to_stop():
+                return reason
+        for why in fetched.result():
+            self.journal.event("checkpoint_skipped", why=why)
+            self.journal.say(f"passed over: {why}")
+        return None
+
     def watch(self, training: Stage, prepare: Stage) -> Outcome | None:
         """Until training ends: how the run ended with it, or None where it is worth a restart."""
         stop_reason: str | None = None
+        is_cut_off = False
         asked_at = 0.0
         while True:
             time.sleep(TICK_S)
@@ -179,7 +213,8 @@ class Life:
                     self.journal.enter("finishing", "finishing")
             elif not self.progress.is_training:
                 training.kill()  # it has nothing to save yet, and may not even hear us
-            elif time.monotonic() - asked_at > STOP_GRACE_S + self.reserve.seconds:
+            elif self.is_last_call(asked_at):
+                is_cut_off = training.exit_code is None
                 training.kill()
             else:
                 training.ask_to_stop(ranks=self.cluster.uses_torchrun)
@@ -195,13 +230,28 @@ class Life:
                 )
             if (code := training.exit_code) is not None:
                 self.journal.tick()
-                return judge_exit(
+                outcome = judge_exit(
                     code,
                     is_complete=self.progress.step >= self.recipe.train.steps,
                     stop_reason=stop_reason,
                     error=self.progress.error,
                     run_id=self.record.run_id,
                 )
+                return self.tell_cut_off(outcome) if outcome and is_cut_off else outcome
+
+    def is_last_call(self, asked_at: float) -> bool:
+        """Whether what was asked to stop then has had all the time that there is."""
+        if self.limits.reached(self.journal.meter, reserve_s=self.reserve.last_call_s):
+            return True
+        return time.monotonic() - asked_at > STOP_GRACE_S + self.reserve.seconds
+
+    def tell_cut_off(self, outcome: Outcome) -> Outcome:
+        saved = committed_checkpoints(self.paths.checkpoints)
+        step, last = self.progress.step, saved[-1] if saved else 0
+        if step == last:
+            return outcome  # it had saved, and was only slow to end
+        self.journal.event("training_cut_off", step=step, saved=last)
+        return cut_off(outcome, step=step, saved=last)
 
     def reason_to_stop(self) -> str | None:
         self.reserve = self.reserve.learn(
@@ -232,7 +282,8 @@ class Life:
         try:
             if outcome.state == "succeeded":
                 self.write_samples()
-            self.sync.flush(timeout_s=self.time_to_finish_s(), tick=self.journal.tick)
+            finish_s = self.reserve.finish_s(self.limits.left_s(self.journal.meter))
+            self.sync.flush(timeout_s=finish_s, tick=self.journal.tick)
         except StorageError as error:
             is_sent = False
             if outcome.state != "failed":  # else the first fault is what the user must hear of
@@ -243,10 +294,6 @@ class Life:
             for step in committed_checkpoints(self.paths.checkpoints):
                 drop(self.paths.checkpoints, step)  # the store has them
         return outcome
-
-    def time_to_finish_s(self) -> float:
-        left_s = self.limits.left_s(self.journal.meter) - self.machine.teardown_s
-        return max(LAST_CHANCE_S, min(FINISH_TIMEOUT_S, left_s - 1.0))  # to write how it ended
 
     def write_samples(self) -> None:
         """What the finished model writes. A failure here is told, and costs nothing else."""

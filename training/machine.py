@@ -11,7 +11,7 @@ from training.cluster import Cluster, make_cluster
 from training.layout import Offer, RunRecord
 from training.meter import Limits
 from training.placement import choose_offer, parse_place
-from training.setup import read_setup
+from training.setup import read_setup, read_uptime_s
 
 
 class Machine(Struct, frozen=True, kw_only=True):
@@ -28,6 +28,10 @@ class Machine(Struct, frozen=True, kw_only=True):
     teardown_s: float = 0.0
     go_down_in: str | None = None
 
+    @property
+    def setup_s(self) -> float:
+        return sum(seconds for _, seconds in self.setup)
+
 
 def describe_machine(
     options: argparse.Namespace, record: RunRecord, offer: Offer | None, *, since: datetime
@@ -38,7 +42,8 @@ def describe_machine(
         ranks = (len(list_gpus()) or offer.gpu_count) * options.node_count
     setup = []
     if options.setup_file is not None:
-        setup = read_setup(options.setup_file, since=since, now=datetime.now(UTC))
+        age_s = (datetime.now(UTC) - since).total_seconds()
+        setup = read_setup(options.setup_file, age_s=age_s, now_s=read_uptime_s())
     return Machine(
         cluster=make_cluster(
             node_rank=options.node_rank,

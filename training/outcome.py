@@ -3,6 +3,8 @@
 import errno
 from typing import Any
 
+from msgspec.structs import replace
+
 from training.cluster import NODES_MISSING
 from training.layout import Record, State
 
@@ -79,6 +81,13 @@ def judge_exit(
         # Exit 0 before the end: ranks obey SIGTERM only.
         return Outcome.stopped(stop_reason or "user")
     return None
+
+
+def cut_off(outcome: Outcome, *, step: int, saved: int) -> Outcome:
+    """Of training that was killed, as it did not save `step` in the time there was."""
+    last = f"the last that is saved is {saved}" if saved else "none is saved"
+    lost = f"step {step} could not be saved in the time that was left: {last}"
+    return replace(outcome, message=f"{outcome.message}; {lost}")
 
 
 def pass_on(outcome: Outcome, *, recovers: bool) -> Outcome:

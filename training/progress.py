@@ -18,6 +18,7 @@ class Progress:
         self.shards = 0
         self.evaluation_s = 0.0
         self.save_s = 0.0
+        self._asides: dict[str, float] = {}
         self.error: dict[str, Any] | None = None
         self.restart()
         self.read()
@@ -47,6 +48,11 @@ class Progress:
         for line in self._metrics.read():
             self._take_metrics(line)
 
+    def take_asides(self) -> dict[str, float]:
+        """Seconds, by phase of the bill, in which training did not train; each is told once."""
+        taken, self._asides = self._asides, {}
+        return taken
+
     def status(self, **fields: Any) -> Status:
         return Status(
             step=self.step,
@@ -72,8 +78,16 @@ class Progress:
                 self.shards = event["shards"]  # with those of earlier lives
             case "checkpoint_saved":
                 self.save_s = max(self.save_s, event["stall_s"] + event["write_s"])
+                self._set_aside("checkpoints", event["stall_s"])  # it is written beside training
+            case "evaluated":
+                self._set_aside("evaluation", event["seconds"])
+            case "waited_for_data":
+                self._set_aside("waiting_for_data", event["seconds"])
             case "error" if self.error is None:
                 self.error = event
+
+    def _set_aside(self, phase: str, seconds: float) -> None:
+        self._asides[phase] = self._asides.get(phase, 0.0) + seconds
 
     def _take_metrics(self, line: dict[str, Any]) -> None:
         self.step, self.tokens = line["step"], line["tokens"]

@@ -21,6 +21,7 @@ import psutil
 from training.errors import TrainingError
 from training.events import append_event
 from training.layout import (
+    GOING_DOWN,
     RUN_JSON,
     STATUS_JSON,
     RunPaths,
@@ -157,9 +158,10 @@ def close_status(
 ) -> Status:
     """`last`, what training did since, and the time that nobody billed."""
     price = last.price_per_hour
-    meter = Meter(last.bill, life=last.life, price_per_hour=price)
+    nodes = last.bill[-1].nodes if last.bill else 1
+    meter = Meter(last.bill, life=last.life, price_per_hour=price, nodes=nodes)
     meter.add("hung", max(0.0, silent_s))
-    meter.add("going_down", teardown_s)
+    meter.add(GOING_DOWN, teardown_s)
     limits = Limits(budget_usd=last.budget_usd, max_hours=last.max_hours, price_per_hour=price)
     reason = limits.reached(meter, reserve_s=NEARLY_S) or "user"
     outcome = pass_on(Outcome.stopped(reason), recovers=recovers)

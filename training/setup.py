@@ -1,6 +1,6 @@
 """What happened on a machine before its supervisor did: how long it took, and where it failed.
 
-`bootstrap.sh` writes a line `<seconds since 1970> <phase>` as each phase begins; the last one
+`bootstrap.sh` writes a line `<seconds of uptime> <phase>` as each phase begins; the last one
 lasts until the supervisor takes over. A node that fails without being the one that owns the
 record leaves a note in the store, which that one's supervisor reads when it is told to stop.
 """
@@ -13,6 +13,7 @@ from training.layout import Record, decode, encode, run_key
 from training.storage import Storage
 
 BOOTING = "booting"
+UPTIME = Path("/proc/uptime")
 NOTES = "nodes"
 
 
@@ -25,22 +26,31 @@ class SetupFailure(Record, frozen=True, kw_only=True):
     at: datetime
 
 
-def read_setup(path: Path, *, since: datetime, now: datetime) -> list[tuple[str, float]]:
-    """Phases and their seconds, none of it before `since`: that was billed, or was not ours.
+def read_uptime_s() -> float:
+    """The machine's clock that nobody sets; 0 where it has none, and no bootstrap either."""
+    try:
+        return float(UPTIME.read_text().split()[0])
+    except FileNotFoundError:
+        return 0.0
 
-    A machine that had booted before `since` did not boot for us. A missing file, or a torn
-    line, is no time: the bill must not stop the run.
+
+def read_setup(path: Path, *, age_s: float, now_s: float) -> list[tuple[str, float]]:
+    """Phases and their seconds, none of it longer than `age_s` before the uptime `now_s`:
+
+    that was billed, or was not ours. A machine that had booted before did not boot for us. A
+    missing file, or a torn line, is no time: the bill must not stop the run.
     """
     begun = _read_lines(path)
     if not begun:
         return []
-    ends = [start for start, _ in begun[1:]] + [now.timestamp()]
+    since_s = now_s - age_s
+    ends = [start for start, _ in begun[1:]] + [now_s]
     spent = []
     for (start, phase), end in zip(begun, ends, strict=True):
-        if phase == BOOTING and start < since.timestamp():
+        if phase == BOOTING and start < since_s:
             continue
-        seconds = end - max(start, since.timestamp())
-        if seconds > 0:
+        seconds = end - max(start, since_s)
+        if seconds >= 0:  # the kernel tells hundredths: a phase may be shorter
             spent.append((phase, seconds))
     return spent
 

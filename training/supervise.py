@@ -58,10 +58,10 @@ def supervise(options: argparse.Namespace, store: Storage) -> int:
         offer = take_offer(options)
         limits = take_limits(options, record, offer)
         since = here.updated_at if here else record.created_at
-        machine = describe_machine(options, record, offer, since=since)
         failed = failure_told(options)
         if failed is not None:
             await_ranks(paths)
+        machine = describe_machine(options, record, offer, since=since)
         life = Life(record, options.root, store, limits, previous, stop, machine)
         return exit_code(life.run(failed=failed).state)
 

@@ -55,6 +55,7 @@ class Telemetry:
 
     def report_evaluation(self, step: int, *, val_loss: float, seconds: float) -> None:
         self._metric(step, val_loss=val_loss, seconds=seconds)
+        self.event("evaluated", step=step, seconds=seconds)  # metrics are told again, events once
         self.say(f"step {step}/{self._train.steps}  val loss {val_loss:.4f}  {seconds:.1f} s")
 
     def report_checkpoint(self, step: int, stall_s: float, write_s: float) -> None:

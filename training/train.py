@@ -216,7 +216,7 @@ class Trainer:
         The ranks decide together: one that went on, or left, alone would hang the others.
         Raises, on all ranks, what keeps the data from coming to the node of one of them.
         """
-        told = False
+        waiting_since: float | None = None
         while True:
             here = is_there()
             error = None if here else read_node_error(self.paths)
@@ -226,11 +226,14 @@ class Trainer:
             if failing:
                 raise next(found for found in self.ranks.gather(error) if found)
             if not missing or stopping:
+                if waiting_since is not None:
+                    waited_s = perf_counter() - waiting_since
+                    self.telemetry.event("waited_for_data", seconds=waited_s)
                 return not missing
-            if not told:
+            if waiting_since is None:
                 self.telemetry.event("waiting_for_data")
                 self.telemetry.say("waiting for the next shard")
-                told = True
+                waiting_since = perf_counter()
             self.telemetry.beat()
             sleep(POLL_S)
 

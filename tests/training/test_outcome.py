@@ -4,7 +4,7 @@ import pytest
 
 from training import errors
 from training.cluster import NODES_MISSING
-from training.outcome import REASONS, Outcome, judge_check, judge_exit, pass_on
+from training.outcome import REASONS, Outcome, cut_off, judge_check, judge_exit, pass_on
 
 
 def test_exit_at_the_last_step_is_success() -> None:
@@ -86,3 +86,11 @@ def test_limits_and_faults_end_a_run_that_recovers_too(reason: str) -> None:
     assert pass_on(Outcome.stopped(reason), recovers=True) == Outcome.stopped(reason)
     failed = Outcome.failed("setup", "no driver", "another machine")
     assert pass_on(failed, recovers=True) == failed
+
+
+@pytest.mark.parametrize(("saved", "words"), [(40, "is saved is 40"), (0, "none is saved")])
+def test_training_that_could_not_save_in_time_says_what_there_is(saved: int, words: str) -> None:
+    outcome = cut_off(Outcome.stopped("budget"), step=57, saved=saved)
+    assert (outcome.state, outcome.reason) == ("stopped", "budget")
+    assert "step 57 could not be saved" in str(outcome.message)
+    assert words in str(outcome.message)

@@ -57,6 +57,21 @@ def test_the_way_to_a_boundary_is_an_evaluation_and_a_step(paths: RunPaths) -> N
     assert progress.boundary_s == 7 + 2
 
 
+def test_what_training_spent_beside_training_is_told_once(paths: RunPaths) -> None:
+    append_event(paths.events, "evaluated", step=0, seconds=9.0)  # in an earlier life
+    progress = Progress(paths)
+    append_event(paths.events, "evaluated", step=3, seconds=2.0)
+    append_event(paths.events, "checkpoint_saved", step=4, stall_s=0.5, write_s=30.0)
+    append_event(paths.events, "waited_for_data", seconds=4.0)
+    append_event(paths.events, "evaluated", step=6, seconds=1.0)
+    progress.read()
+    told = {"evaluation": 3.0, "checkpoints": 0.5, "waiting_for_data": 4.0}
+    assert progress.take_asides() == told
+    progress.restart()  # reads all metrics again, and with them these evaluations
+    progress.read()
+    assert progress.take_asides() == {}
+
+
 def test_shards_of_earlier_lives_are_counted_once_the_data_set_is_ready(paths: RunPaths) -> None:
     progress = Progress(paths)
     append_event(paths.events, "shard_written")

@@ -171,6 +171,10 @@ def test_training_begins_with_the_first_shard_and_says_when_it_waits(tmp_path: P
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors.decode()
     assert metrics(paths)[-1]["step"] == 12
+    (waited,) = events(paths, "waited_for_data")
+    assert 0 < waited["seconds"] < 60
+    told = [event["step"] for event in events(paths, "evaluated")]
+    assert told == [line["step"] for line in metrics(paths) if "val_loss" in line]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
