@@ -121,6 +121,8 @@ class EvalConfig(Section, frozen=True, kw_only=True):
 
     every: Count
     tokens: Count
+    until_loss: Annotated[float, Meta(gt=0.0)] | None = None
+    """Nats per token; the run has succeeded at the first evaluation that is no higher."""
 
 
 class CheckpointConfig(Section, frozen=True, kw_only=True):

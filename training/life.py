@@ -233,6 +233,7 @@ class Life:
                 outcome = judge_exit(
                     code,
                     is_complete=self.progress.step >= self.recipe.train.steps,
+                    is_at_target=self.progress.is_at_target,
                     stop_reason=stop_reason,
                     error=self.progress.error,
                     run_id=self.record.run_id,

@@ -58,6 +58,7 @@ def judge_exit(
     exit_code: int,
     *,
     is_complete: bool,
+    is_at_target: bool = False,
     stop_reason: str | None,
     error: dict[str, Any] | None,
     run_id: str,
@@ -66,8 +67,8 @@ def judge_exit(
 
     An `error` that training or preparation could name would come again: no restart.
     """
-    if exit_code == 0 and is_complete:
-        return Outcome(state="succeeded", reason="completed")
+    if exit_code == 0 and (is_complete or is_at_target):
+        return Outcome(state="succeeded", reason="completed" if is_complete else "target")
     if error is not None:
         return Outcome.failed(error["kind"], error["message"], error["hint"])
     if stop_reason == "data":

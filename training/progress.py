@@ -20,6 +20,7 @@ class Progress:
         self.save_s = 0.0
         self._asides: dict[str, float] = {}
         self.error: dict[str, Any] | None = None
+        self.is_at_target = False
         self.restart()
         self.read()
 
@@ -83,6 +84,8 @@ class Progress:
                 self._set_aside("evaluation", event["seconds"])
             case "waited_for_data":
                 self._set_aside("waiting_for_data", event["seconds"])
+            case "target_reached":
+                self.is_at_target = True
             case "error" if self.error is None:
                 self.error = event
 

@@ -102,6 +102,10 @@ class Trainer:
         while True:
             if is_due(step, self.recipe.eval.every, last=last) and not self.is_evaluated(step):
                 self.evaluate(step)
+                if self.is_at_target:
+                    self.save(step)
+                    self.telemetry.event("target_reached", step=step)
+                    break
             if step == last:
                 break
             if not self.wait_until(lambda: self.batches.has(step)):  # noqa: B023 - called at once
@@ -181,6 +185,11 @@ class Trainer:
         best = min(loss for loss in (self.state.best_val_loss, val_loss) if loss is not None)
         self.state = msgspec.structs.replace(self.state, best_val_loss=best)
         self.telemetry.report_evaluation(step, val_loss=val_loss, seconds=perf_counter() - started)
+
+    @property
+    def is_at_target(self) -> bool:
+        best, target = self.state.best_val_loss, self.recipe.eval.until_loss
+        return target is not None and best is not None and best <= target
 
     def save(self, step: int) -> None:
         if not self.ranks.is_first or step == self.state.step:

@@ -7,6 +7,14 @@ from training.cluster import NODES_MISSING
 from training.outcome import REASONS, Outcome, cut_off, judge_check, judge_exit, pass_on
 
 
+def test_a_target_that_is_reached_is_a_success_before_the_last_step() -> None:
+    options = {"stop_reason": None, "error": None, "run_id": "tiny-1"}
+    early = judge_exit(0, is_complete=False, is_at_target=True, **options)
+    assert early == Outcome(state="succeeded", reason="target")
+    late = judge_exit(0, is_complete=True, is_at_target=True, **options)
+    assert late == Outcome(state="succeeded", reason="completed")
+
+
 def test_exit_at_the_last_step_is_success() -> None:
     outcome = judge_exit(0, is_complete=True, stop_reason=None, error=None, run_id="tiny-1")
     assert outcome is not None

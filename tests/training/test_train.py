@@ -124,6 +124,22 @@ def test_two_ranks_equal_one_rank_with_accumulation(tmp_path: Path) -> None:
     assert vals[0] == pytest.approx(vals[1], rel=1e-4)
 
 
+def test_a_target_loss_ends_training_at_the_evaluation_that_reaches_it(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "train": {"steps": 12},
+        "eval": {"every": 4},
+        "checkpoint": {"every": 100},
+    }
+    whole = train(tmp_path / "whole", make_recipe(**sections))
+    losses = {line["step"]: line["val_loss"] for line in metrics(whole) if "val_loss" in line}
+    target = (losses[4] + losses[8]) / 2
+    sections["eval"]["until_loss"] = target
+    paths = train(tmp_path / "target", make_recipe(**sections), ranks=2)
+    assert committed_checkpoints(paths.checkpoints) == [8]
+    (reached,) = events(paths, "target_reached")
+    assert reached["step"] == 8
+
+
 def test_sigterm_saves_at_the_step_boundary_and_leaves_quietly(tmp_path: Path) -> None:
     recipe = make_recipe(train={"steps": 100_000}, checkpoint={"every": 100_000})
     process, paths = start(tmp_path, recipe)
