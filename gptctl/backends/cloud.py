@@ -8,6 +8,7 @@ import select
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -195,6 +196,14 @@ class CloudBackend:
     def machines(self) -> list[str]:
         return self._skypilot.machine_names()
 
+    def cost_report(self) -> dict[str, tuple[int, Decimal]]:
+        return self._skypilot.cost_report()
+
+    def fetch_catalog(self, cloud: str) -> Catalog:
+        with suppress(BackendError):  # then the one that is here, with its date, or an error
+            self._skypilot.fetch_catalog(cloud)
+        return self._catalog(cloud)
+
     def _catalog(self, cloud: str) -> Catalog:
         folder = self._home / CATALOGS
         try:
@@ -210,6 +219,11 @@ class CloudBackend:
                 f"{error}",
                 hint="it is fetched from GitHub when there is a network: check yours, then "
                 f"`sky show-gpus --infra {cloud}`",
+            ) from error
+        except (ValueError, IndexError) as error:
+            raise BackendError(
+                f"SkyPilot's catalogue of {cloud} on this machine is damaged: {error}",
+                hint=f"remove {folder / cloud}, and it is fetched anew",
             ) from error
 
     def _find_text(self, job: Job) -> Path | None:

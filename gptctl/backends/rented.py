@@ -1,11 +1,13 @@
 """What a backend of rented machines offers beyond running: a way in, a page, a check-up."""
 
 from datetime import date
+from decimal import Decimal
 from typing import Protocol
 
 from msgspec import Struct
 
 from gptctl.backends import Backend
+from gptctl.backends.sky_catalog import Catalog
 
 
 class CloudAccess(Struct, frozen=True, kw_only=True):
@@ -38,3 +40,9 @@ class RentedBackend(Backend, Protocol):
 
     def machines(self) -> list[str]:
         """Names of all clusters and unfinished managed jobs that SkyPilot has, ours or not."""
+
+    def cost_report(self) -> dict[str, tuple[int, Decimal]]:
+        """Seconds and dollars by run, as SkyPilot itself counted them."""
+
+    def fetch_catalog(self, cloud: str) -> Catalog:
+        """Today's, or where there is no network the last that was fetched."""

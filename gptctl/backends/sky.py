@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -179,6 +180,20 @@ class SkyPilot:
             timeout_s=timeout_s,
             doing=doing,
         )
+
+    def cost_report(self, *, days: int = 30) -> dict[str, tuple[int, Decimal]]:
+        """Seconds and dollars by cluster name, of all clusters that ever had that name.
+
+        Of those that are there, or were `days` ago. Dollars of all nodes, and 0 where SkyPilot
+        knows no price; `gptctl.report.reconcile` says how it counts. A managed job's cluster goes
+        by `managed_cluster`, and is known only where its controller runs.
+        """
+        found: dict[str, tuple[int, Decimal]] = {}
+        for cluster in self._get(lambda sky: sky.cost_report(days), "say what its clusters cost"):
+            seconds, usd = found.get(cluster["name"], (0, Decimal(0)))
+            cost = Decimal(repr(cluster["total_cost"])).quantize(Decimal("0.0001"))
+            found[cluster["name"]] = seconds + cluster["duration"], usd + cost
+        return found
 
     def job_log(self, name: str) -> list[str]:
         """What the task on that cluster has printed so far, by lines."""

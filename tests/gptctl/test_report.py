@@ -1,10 +1,23 @@
+import re
 from decimal import Decimal
+from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptctl.report import cost_of, read_curves, read_samples
+import training
+from gptctl.report import (
+    KINDS,
+    Spent,
+    cost_of,
+    describe_shares,
+    read_curves,
+    read_samples,
+    reconcile,
+    share_by_kind,
+)
 from tests.gptctl.run_folder import RunFolder, make_bill, make_record, make_status
 from training.layout import BillLine, run_key
 
@@ -39,11 +52,13 @@ def test_cost_document_has_money_as_strings():
         "price_as_of": "2026-11-21",
         "spent_usd": "0.0150",
         "budget_usd": "1.00",
+        "nodes": 1,
         "by_phase": {"training": {"seconds": 15.0, "usd": "0.0150"}},
         "by_life": {
             1: {"seconds": 10.0, "usd": "0.0100"},
             2: {"seconds": 5.0, "usd": "0.0050"},
         },
+        "shares": {"training": 1.0},
     }
 
 
@@ -85,3 +100,104 @@ def test_newest_samples_are_read(tmp_path):
     run.store.write(run_key(run.run_id, "samples", "step-00000100.txt"), "né".encode())
 
     assert read_samples(run.store, run.run_id) == "né"
+
+
+def spent(seconds, usd):
+    return Spent(seconds=seconds, usd=Decimal(usd))
+
+
+def test_shares_say_what_the_money_was_good_for_and_not_the_time():
+    by_phase = {
+        "booting": spent(60, "1"),
+        "installing": spent(60, "3"),
+        "preparing": spent(600, "1"),
+        "training": spent(60, "91"),
+        "evaluation": spent(60, "3"),
+        "going_down": spent(60, "1"),
+    }
+
+    shares = share_by_kind(by_phase)
+
+    assert shares == pytest.approx(
+        {"training": 0.91, "set-up": 0.04, "data": 0.01, "evaluation": 0.03, "idle": 0.01}
+    )
+    assert (
+        describe_shares(shares) == "training 91 %, set-up 4 %, data 1 %, evaluation 3 %, idle 1 %"
+    )
+
+
+def test_shares_of_a_machine_without_a_price_are_of_its_time():
+    assert share_by_kind({"training": spent(30, "0"), "finishing": spent(10, "0")}) == {
+        "training": 0.75,
+        "checkpoints": 0.25,
+    }
+
+
+def test_run_that_billed_nothing_has_no_shares():
+    assert describe_shares(cost_of(make_record(), make_status(bill=())).shares) == ""
+
+
+def test_phase_of_a_newer_version_is_shown_as_other():
+    assert share_by_kind({"dreaming": spent(1, "1")}) == {"other": 1.0}
+
+
+@given(st.dictionaries(st.sampled_from(sorted(KINDS)), st.floats(1e-6, 1e6), min_size=1))
+def test_whole_per_cents_add_up_to_a_hundred_and_are_off_by_less_than_one(sizes):
+    whole = sum(sizes.values())
+    shares = {kind: size / whole for kind, size in sizes.items()}
+
+    told = dict(re.findall(r"(\S+) (\d+) %", describe_shares(shares)))
+
+    assert sum(int(n) for n in told.values()) == 100
+    assert all(abs(int(told.get(kind, 0)) - 100 * shares[kind]) < 1 + 1e-9 for kind in shares)
+
+
+def test_every_phase_that_a_node_bills_has_a_kind():
+    folder = Path(training.__file__).parent
+    code = "\n".join(path.read_text() for path in sorted(folder.glob("*.py")))
+    phases = {
+        *re.findall(r"\.enter\(\"\w+\", \"(\w+)\"", code),
+        *re.findall(r"meter\.add\(\"(\w+)\"", code),
+        *re.findall(r"_set_aside\(\"(\w+)\"", code),
+        *re.findall(r"^(?:GOING_DOWN|LOST) = \"(\w+)\"", code, re.MULTILINE),
+        *re.findall(r"^enter (\w+)", (folder / "bootstrap.sh").read_text(), re.MULTILINE),
+    }
+
+    assert {"training", "going_down", "booting", "installing"} <= phases
+    assert phases - {phase for known in KINDS.values() for phase in known} == set()
+
+
+def test_bills_that_agree_need_no_words():
+    assert reconcile(spent(3600, "10.00"), spent(3610, "10.03")).why == ()
+
+
+def test_skypilot_that_saw_late_that_a_machine_was_gone_counted_longer():
+    told = reconcile(spent(3600, "10.00"), spent(7200, "20.00"))
+
+    assert (told.time_usd, told.price_usd) == (Decimal("10.0000"), Decimal(0))
+    assert [why.partition(":")[0] for why in told.why] == ["SkyPilot counted 3,600 s more"]
+
+
+def test_price_that_moved_since_is_told_from_time_that_was_counted_otherwise():
+    told = reconcile(spent(3600, "10.00"), spent(3000, "10.00"))
+
+    assert (told.time_usd, told.price_usd) == (Decimal("-1.6667"), Decimal("1.6667"))
+    assert "600 s less" in told.why[0]
+    assert "another price" in told.why[1]
+
+
+def test_machine_without_a_price_in_the_catalogue_costs_nothing_there():
+    told = reconcile(spent(3600, "10.00"), spent(3600, "0"))
+
+    assert told.price_usd == Decimal("-10.00")
+    assert told.why == ("SkyPilot knows no price for this machine",)
+
+
+@given(
+    st.floats(0, 1e6), st.decimals(0, 10000, places=4), st.floats(0, 1e6),
+    st.decimals(0, 10000, places=4),
+)  # fmt: skip
+def test_what_is_explained_is_the_whole_difference(ours_s, ours_usd, theirs_s, theirs_usd):
+    told = reconcile(spent(ours_s, ours_usd), spent(theirs_s, theirs_usd))
+
+    assert told.time_usd + told.price_usd == theirs_usd - ours_usd
