@@ -7,6 +7,7 @@ import typer
 from gptctl.cli.console import data_console, print_json, talk_console
 from gptctl.cli.options import JsonOption, StoreOption
 from gptctl.cli.session import open_session
+from gptctl.leaks import find_leaks
 
 
 def status(
@@ -26,10 +27,17 @@ def status(
         from gptctl.cli.render import run_details
 
         data_console().print(run_details(view))
+        if view.is_over:
+            session.learn(view.run_id)
         return
     views, warnings = session.views()
     for warning in warnings:
         talk_console().print(f"warning: {warning}")
+    leaks = find_leaks(views, session.launched.read_all(), store=session.store.url)
+    for leak in leaks:
+        talk_console().print(f"LEAK: {leak.run_id}: {leak.why}", soft_wrap=True)
+    if leaks:
+        talk_console().print(f"`{session.command('stop', '--all-leaked')}` ends what may bill.")
     if json:
         print_json(views)
     elif views:

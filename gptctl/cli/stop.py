@@ -6,18 +6,25 @@ from typing import Annotated
 import typer
 
 from gptctl.backends import LOCAL, Backend
-from gptctl.cli.console import print_json, say
-from gptctl.cli.options import JsonOption, RunArgument, StoreOption
+from gptctl.cli.console import print_json, say, warn
+from gptctl.cli.options import JsonOption, StoreOption
 from gptctl.cli.session import Session, open_session, utc_now
-from gptctl.errors import BackendError
+from gptctl.errors import BackendError, UsageError
+from gptctl.leaks import find_leaks, stop_leaked
 from gptctl.monitor import await_end, follow
 from gptctl.runs import RunView, read_record
 from gptctl.stopping import stop_rented
+from training.storage import open_store
 
 
 def stop(
-    run: RunArgument,
+    run: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="A run, or how its id begins.")
+    ] = None,
     store: StoreOption = None,
+    all_leaked: Annotated[
+        bool, typer.Option("--all-leaked", help="Every machine that may bill for nothing.")
+    ] = False,
     wait_s: Annotated[
         float, typer.Option("--wait", min=0.0, help="Seconds to wait for one on this machine.")
     ] = 300.0,
@@ -25,6 +32,11 @@ def stop(
 ) -> None:
     """Stop a run: it saves a checkpoint, uploads it, and can be resumed."""
     session = open_session(store)
+    if all_leaked:
+        _stop_leaked(session)
+        return
+    if run is None:
+        raise UsageError("stop what?", hint="a run of `gptctl status`, or `--all-leaked`")
     run_id, backend = session.find(run)
     record = read_record(session.store, run_id)
     if record.offer.cloud == LOCAL:
@@ -39,6 +51,7 @@ def stop(
                 clock=utc_now,
                 tell=say,
             )
+            session.correct_bill(run_id)
         except KeyboardInterrupt:
             say(f"\nA machine of {run_id} may still run, and bill. To end it:")
             say(f"  {session.command('stop', run_id)}")
@@ -49,6 +62,27 @@ def stop(
     say(f"{run_id} is {view.state} ({view.reason}) at step {view.step:,} of {view.steps:,}.")
     if view.state != "succeeded":
         say(f"Go on with it: `{session.command('launch --resume', run_id)}`")
+
+
+def _stop_leaked(session: Session) -> None:
+    views, warnings = session.views()
+    for warning in warnings:
+        warn(warning)
+    leaks = find_leaks(views, session.launched.read_all(), store=session.store.url)
+    if not leaks:
+        say("Nothing that is known here bills for nothing.")
+        return
+    for leak in leaks:
+        say(f"{leak.run_id}: {leak.why}")
+    ended = stop_leaked(
+        leaks,
+        open_store=open_store,
+        backend_of=session.backend_or_none,
+        launched=session.launched,
+        clock=utc_now,
+        tell=say,
+    )
+    say(f"Ended: {', '.join(ended) or 'none'}.")
 
 
 def _stop_here(
