@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.gpt2_vocabulary import link_vocabulary
 from tests.s3_server import S3Server, start_server
+
+settings.register_profile("patient", deadline=None)  # how long an example takes is no fault
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
