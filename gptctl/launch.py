@@ -15,6 +15,8 @@ import gptctl
 from gptctl.backends import LOCAL, Backend, Job, Tell, Wanted
 from gptctl.backends.launched import Launched
 from gptctl.errors import BackendError, PlanRefusedError
+from gptctl.history import most_usd
+from gptctl.month import MonthBudget
 from gptctl.plan import Limits, Plan, default_hours, needs_limit
 from gptctl.provision_log import ProvisionLog
 from gptctl.runs import (
@@ -55,16 +57,39 @@ def launch(
     now: datetime,
     tell: Tell,
     name: str | None = None,
+    month: MonthBudget | None = None,
 ) -> tuple[RunRecord, Offer]:
     """Record the plan as a run and have the backend start it: the run, and what it got.
 
-    Raises BackendError. Whatever comes in between, Ctrl-C included, is written to the run's
-    status, and nothing is left running.
+    Raises PlanRefusedError where the month's budget has no room for it, and BackendError.
+    Whatever comes in between, Ctrl-C included, is written to the run's status, and nothing is
+    left running.
     """
     planned = make_record(plan, store=store.url, versions=versions, now=now, name=name)
-    record = create_run(store, planned, may_rename=name is None)
+    record = _create(planned, store, month, may_rename=name is None)
     job = make_job(plan, record, patience)
     return record, _submit(job, store=store, backend=backend, now=now, tell=tell)
+
+
+def _create(
+    planned: RunRecord, store: Storage, month: MonthBudget | None, *, may_rename: bool
+) -> RunRecord:
+    """The run, recorded; first of all, what it may spend is taken from the month's budget."""
+    if month is None:
+        return create_run(store, planned, may_rename=may_rename)
+    usd = most_usd(
+        planned.budget_usd, planned.max_hours, planned.offer.price_per_hour * planned.nodes
+    )
+    month.take(planned.run_id, usd)
+    try:
+        record = create_run(store, planned, may_rename=may_rename)
+    except BaseException:
+        month.give_back(planned.run_id)
+        raise
+    if record.run_id != planned.run_id:
+        month.give_back(planned.run_id)
+        month.take(record.run_id, usd)
+    return record
 
 
 def make_job(plan: Plan, record: RunRecord, patience: Patience) -> Job:
@@ -82,12 +107,24 @@ def make_job(plan: Plan, record: RunRecord, patience: Patience) -> Job:
     )
 
 
-def resume(job: Job, *, store: Storage, backend: Backend, now: datetime, tell: Tell) -> Offer:
+def resume(
+    job: Job,
+    *,
+    store: Storage,
+    backend: Backend,
+    now: datetime,
+    tell: Tell,
+    month: MonthBudget | None = None,
+) -> Offer:
     """Go on with a run as `plan_resume` planned it.
 
-    Raises BackendError, and PlanRefusedError where another has gone on with it meanwhile.
+    Raises BackendError, and PlanRefusedError where another has gone on with it meanwhile, or the
+    month's budget has no room for it.
     """
     status = read_status(store, job.record)
+    if month is not None:
+        price = job.offers[0].price_per_hour * job.record.nodes
+        month.take(job.record.run_id, most_usd(job.budget_usd, job.max_hours, price))
     _claim(job, status, store, now)
     # Pending again, the bill kept: whoever looks before the first heartbeat finds no old ending.
     ended = status if status.is_over else change_state(status, "failed", now=now, reason="killed")
@@ -140,8 +177,9 @@ def plan_resume(
     status = read_status(store, record)
     view = view_run(record, status, backend.state(run_id), store=store.url, now=now)
     if view.state == "succeeded":
+        done = "reached its loss" if view.reason == "target" else "finished all its steps"
         raise PlanRefusedError(
-            f"{run_id} has finished all its {view.steps:,} steps",
+            f"{run_id} has {done}, at step {view.step:,}",
             hint=f"`gptctl pull-checkpoint {run_id} --to FOLDER` brings its model",
         )
     if view.backend == "running" or not (view.is_over or view.is_stale):
@@ -266,6 +304,8 @@ def make_record(
         grad_accum_steps=plan.grad_accum_steps,
         budget_usd=plan.budget_usd,
         max_hours=plan.max_hours,
+        estimate_usd=plan.estimate.usd if plan.estimate else None,
+        estimate_hours=plan.estimate.hours if plan.estimate else None,
         store=store,
         created_at=now,
         versions=versions,

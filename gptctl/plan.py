@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from gptctl.backends import LOCAL
 from gptctl.errors import PlanRefusedError, UsageError
+from gptctl.estimate import Estimate
 from gptctl.offers import describe_machine
 from training.config import DataConfig, Recipe, split_batch
 from training.layout import Offer
@@ -53,6 +54,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     region: str | None = None
     """The only one it may run in, where the user named one."""
     recover: bool = False
+    estimate: Estimate | None = None
+    """Of the first choice; None until it was made."""
 
     @property
     def offer(self) -> Offer:

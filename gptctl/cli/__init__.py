@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "ssh": Command("ssh:ssh", "Open a shell on a run's machine, or run a command there."),
     "open": Command("open:open_page", "Open a run's page in SkyPilot's dashboard."),
-    "cost": Command("cost:app", "What runs have cost."),
+    "cost": Command("cost:app", "What runs would cost, and have cost."),
     "pull-checkpoint": Command(
         "pull_checkpoint:pull_checkpoint",
         "Download a checkpoint, verified, also while the run goes on.",

@@ -40,6 +40,7 @@ def follow_to_end(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if view.is_billing:
         view = _give_back(session, run_id, backend, look)
+    session.learn(run_id)
     if json:
         print_json(view)
     else:
@@ -52,6 +53,7 @@ def _give_back(session: Session, run_id: str, backend: Backend, look: Look) -> R
     say(f"{run_id} is over: giving its machine back ...")
     try:
         backend.stop(run_id, tell=say)
+        session.correct_bill(run_id)
     except KeyboardInterrupt:
         say("\nIts machine goes down by itself within two minutes. To make sure:")
         say(f"  {session.command('stop', run_id)}")
@@ -63,12 +65,14 @@ def _give_back(session: Session, run_id: str, backend: Backend, look: Look) -> R
 
 def _show_summary(session: Session, view: RunView) -> None:
     record = read_record(session.store, view.run_id)
+    status = read_status(session.store, record)
     data_console().print(
         summary(
             view,
             curves=read_curves(session.store, view.run_id),
             samples=read_samples(session.store, view.run_id),
-            cost=cost_of(record, read_status(session.store, record)),
+            cost=cost_of(record, status),
+            record=record,
             command=session.command,
         )
     )

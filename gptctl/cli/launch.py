@@ -9,7 +9,7 @@ import typer
 from gptctl.backends import LOCAL, Backend
 from gptctl.cli.console import is_terminal, print_json, say, talk_console
 from gptctl.cli.follow import follow_to_end
-from gptctl.cli.options import JsonOption, StoreOption
+from gptctl.cli.options import JsonOption, StoreOption, UntilOption, all_overrides
 from gptctl.cli.session import Session, absolute_path, open_session, utc_now
 from gptctl.doctor import prove_writable
 from gptctl.errors import UsageError
@@ -26,6 +26,7 @@ from gptctl.launch import resume as resume_run
 from gptctl.offers import describe_machine
 from gptctl.order import Order, plan_order
 from gptctl.plan import Limits, Plan, parse_limits
+from gptctl.quotes import price_plan
 from gptctl.runs import check_name
 from training.layout import Offer
 
@@ -50,6 +51,7 @@ def launch(
             "--data", metavar="PATH", help="Train on your own UTF-8 text.", rich_help_panel=WHAT
         ),
     ] = None,
+    until_val_loss: UntilOption = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +144,14 @@ def launch(
             rich_help_panel=LIMITS,
         ),
     ] = None,
+    over_budget_ok: Annotated[
+        bool,
+        typer.Option(
+            "--over-budget-ok",
+            help="Also where it likely costs more: it then stops at the budget.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = False,
     max_hours: Annotated[
         float | None,
         typer.Option(
@@ -178,8 +188,9 @@ def launch(
     text = absolute_path(data) if data else None
     if name is not None:
         check_name(name)
+    changes = all_overrides(overrides, until_val_loss)
     if resume is not None:
-        if recipe or overrides or cloud or gpus or region or spot or recover or name or emit:
+        if recipe or changes or cloud or gpus or region or spot or recover or name or emit:
             raise UsageError(
                 "--resume goes on with a run as it was recorded",
                 hint="only --budget, --max-hours and --price-per-hour can change",
@@ -191,7 +202,7 @@ def launch(
     else:
         order = Order(
             recipe=recipe,
-            overrides=tuple(overrides or ()),
+            overrides=changes,
             data=text,
             cloud=session.settings.cloud,
             gpus=gpus,
@@ -204,6 +215,7 @@ def launch(
         plan, backend = plan_order(
             order, open_backend=session.backend, store=session.store.url, today=utc_now().date()
         )
+        plan = price_plan(plan, session.market(), over_budget_ok=over_budget_ok)
         _show_plan(plan, session, json=dry_run and json)
         if emit is not None:
             _emit(plan, session, backend, name, to=emit)
@@ -250,6 +262,7 @@ def _launch(
         now=utc_now(),
         tell=say,
         name=name,
+        month=session.month(),
     )
     say(f"Launched {record.run_id}{_where(offer, record.nodes)}.")
     return record.run_id
@@ -283,7 +296,14 @@ def _resume(
         return
     _ask(f"Go on with {run_id}?", yes=yes)
     _check(session, backend, job.offers)
-    offer = resume_run(job, store=session.store, backend=backend, now=utc_now(), tell=say)
+    offer = resume_run(
+        job,
+        store=session.store,
+        backend=backend,
+        now=utc_now(),
+        tell=say,
+        month=session.month(),
+    )
     say(f"Resumed {run_id}{_where(offer, job.record.nodes)}.")
 
 

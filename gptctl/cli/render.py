@@ -15,11 +15,12 @@ from rich.text import Text
 from gptctl.backends import LOCAL
 from gptctl.checkpoints import PulledCheckpoint
 from gptctl.cli.curve import draw_curve
+from gptctl.estimate import Estimate
 from gptctl.offers import describe_gpus, describe_machine
 from gptctl.plan import Plan
-from gptctl.report import Cost, Curves
+from gptctl.report import Cost, Curves, describe_shares
 from gptctl.runs import RunView
-from training.layout import Offer
+from training.layout import Offer, RunRecord
 
 CURVE_WIDTH, CURVE_HEIGHT = 76, 15
 MOST_ALTERNATIVES = 4
@@ -111,6 +112,7 @@ def plan_table(plan: Plan, *, store: str) -> Table:
             "a step": batch,
             "price": f"{_price(plan)} ({offer.price_source}, {offer.price_as_of})",
             "budget": budget,
+            **({} if plan.estimate is None else {"estimate": describe_estimate(plan.estimate)}),
             "time limit": duration(plan.max_hours * 3600) if plan.max_hours else "no limit",
             "store": store,
         }
@@ -163,7 +165,7 @@ def _place_of(plan: Plan) -> dict[str, str]:
 
 
 def runs_table(views: list[RunView]) -> Table:
-    table = _table("run", "state", "step", "val loss", "tokens/s", "spent", "budget", "created")
+    table = new_table("run", "state", "step", "val loss", "tokens/s", "spent", "budget", "created")
     for view in views:
         table.add_row(
             view.run_id,
@@ -205,7 +207,7 @@ def run_details(view: RunView) -> Table:
 
 
 def cost_table(cost: Cost) -> Group:
-    table = _table("phase", "time", "share", "cost")
+    table = new_table("phase", "time", "share", "cost")
     total_s = sum(phase.seconds for phase in cost.by_phase.values())
     for name, phase in cost.by_phase.items():
         share = f"{phase.seconds / total_s:.0%}" if total_s else "-"
@@ -218,11 +220,38 @@ def cost_table(cost: Cost) -> Group:
         table.add_section()
     table.add_row("all", duration(total_s), "", dollars(cost.spent_usd), style="bold")
     price = f"{dollars(cost.price_per_hour)} an hour" if cost.price_per_hour else "no price"
-    return Group(table, Text(f"{price} ({cost.price_source}, {cost.price_as_of})"))
+    return Group(
+        table,
+        Text(describe_shares(cost.shares)),
+        Text(f"{price} ({cost.price_source}, {cost.price_as_of})"),
+    )
+
+
+def compare(record: RunRecord, cost: Cost) -> str | None:
+    """`estimated $0.0031 in 1 min 50 s, cost $0.0029 in 1 min 44 s (-6 %)`; None without one."""
+    if record.estimate_usd is None or record.estimate_hours is None:
+        return None
+    seconds = sum(spent.seconds for spent in cost.by_phase.values())
+    estimated_s = record.estimate_hours * 3600
+    off = f" ({seconds / estimated_s - 1:+.0%} time)" if estimated_s else ""
+    return (
+        f"estimated {dollars(record.estimate_usd)} in {duration(estimated_s)}, "
+        f"took {dollars(cost.spent_usd)} in {duration(seconds)}{off}"
+    )
+
+
+def describe_estimate(found: Estimate) -> str:
+    """For the table of a plan."""
+    if found.usd is None:
+        return f"unknown: {found.mfu_source}"
+    return (
+        f"likely {dollars(found.usd)} in {duration((found.hours or 0) * 3600)}, "
+        f"{dollars(found.usd_low)} to {dollars(found.usd_high)} ({found.mfu_source})"
+    )
 
 
 def files_table(pulled: PulledCheckpoint) -> Table:
-    table = _table("file", "bytes", "sha256")
+    table = new_table("file", "bytes", "sha256")
     for file in pulled.files:
         table.add_row(file.name, f"{file.size_bytes:,}", file.sha256[:16])
     table.caption = f"step {pulled.step:,} of {pulled.run_id} in {pulled.path}"
@@ -249,6 +278,7 @@ def summary(
     curves: Curves,
     samples: str | None,
     cost: Cost,
+    record: RunRecord,
     command: Callable[..., str],
 ) -> Group:
     """What a run that has ended looks like: its curve, its words, its bill, what to do next.
@@ -260,7 +290,10 @@ def summary(
         parts += [LossCurve(curves, width=CURVE_WIDTH, height=CURVE_HEIGHT), Text()]
     if samples:
         parts += [Text("what it writes", style="bold"), Text(samples.rstrip()), Text()]
-    parts += [cost_table(cost), Text()]
+    parts += [cost_table(cost)]
+    if (beside := compare(record, cost)) is not None:
+        parts += [Text(beside)]
+    parts += [Text()]
     outcome = f"{view.run_id}: {state_of(view)} at step {view.step:,} of {view.steps:,}"
     losses = f"val loss {number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}"
     parts += [Text(f"{outcome}; {losses}", style="bold")]
@@ -291,7 +324,7 @@ def _place(view: RunView) -> str:
     return f"{base.rstrip('/')}/runs/{view.run_id}{mark}{query}"
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, overflow="fold")

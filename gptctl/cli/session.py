@@ -2,21 +2,32 @@
 
 import os
 import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import cast
+
+from msgspec.structs import replace
 
 from gptctl.backends import LOCAL, Backend, open_backend
 from gptctl.backends.absent import AbsentBackend
 from gptctl.backends.launched import Launched, Note
 from gptctl.backends.rented import RentedBackend
+from gptctl.backends.sky_catalog import Catalog
+from gptctl.bill import correct_going_down
 from gptctl.cli.console import warn
 from gptctl.errors import BackendError, UsageError
+from gptctl.experience import add_experience, measured_by, read_experience
+from gptctl.history import Entry, as_seen, entries, read_starts
 from gptctl.monitor import Look, see, watch
-from gptctl.runs import RunView, find_run_id, read_all, read_record
+from gptctl.month import MonthBudget, read_month_budget, settle_month
+from gptctl.quotes import Market, open_market
+from gptctl.report import Spent
+from gptctl.runs import RunView, find_run_id, read_all, read_record, read_status, write_status
 from gptctl.settings import Settings, expand_home, read_settings
-from training.layout import RunPaths, RunRecord
+from training.layout import RunPaths, RunRecord, Status
 from training.storage import Storage, open_store
 
 
@@ -44,7 +55,7 @@ class Session:
                 clouds,
                 node_root=self.settings.node_root,
                 state=self.settings.state,
-                home=_home(),
+                home=user_home(),
                 env=os.environ,
             )
         return self.backends[clouds]
@@ -91,19 +102,81 @@ class Session:
     def views(self) -> tuple[list[RunView], list[str]]:
         """All runs, newest first, and warnings about those that cannot be read."""
         found, warnings = read_all(self.store)
-        views = [
-            see(
-                record,
-                status,
-                store=self.store,
-                backend=self.backend_or_none(record.offer.cloud),
-                clock=utc_now,
-                launched=self.launched,
-                complain=self._complain,
-            )
-            for record, status in found
-        ]
-        return views, warnings
+        return [self._see(record, status) for record, status in found], warnings
+
+    def _see(self, record: RunRecord, status: Status) -> RunView:
+        return see(
+            record,
+            status,
+            store=self.store,
+            backend=self.backend_or_none(record.offer.cloud),
+            clock=utc_now,
+            launched=self.launched,
+            complain=self._complain,
+        )
+
+    def market(self) -> Market:
+        return open_market(self.settings, today=utc_now().date())
+
+    def history(self, *, since: date | None = None) -> tuple[list[Entry], list[str]]:
+        """All runs as they are seen now: one that was killed never says so itself."""
+        found, warnings = read_all(self.store)
+        seen = as_seen(found, [self._see(record, status) for record, status in found])
+        starts = lambda run_id: read_starts(self.store, run_id)  # noqa: E731
+        listed = entries(seen, since=since, starts=starts)
+        if since is None:
+            settle_month(self.settings.ledger, store=self.store.url, entries=listed, now=utc_now())
+        return listed, warnings
+
+    def month(self) -> MonthBudget | None:
+        """The month's budget as a launch now finds it; None where none is set."""
+        limit = read_month_budget(self.settings.config)
+        if limit is None:
+            return None
+        return MonthBudget(
+            folder=self.settings.ledger,
+            store=self.store.url,
+            limit=limit,
+            entries=tuple(self.history()[0]),
+            now=utc_now(),
+        )
+
+    def learn(self, run_id: str) -> None:
+        """Keep how fast a run was, for the next estimate; that it cannot be kept is no fault."""
+        record = read_record(self.store, run_id)
+        measured = measured_by(record, read_status(self.store, record))
+        known = {m.source for m in read_experience(self.settings.experience)}
+        if measured is not None and measured.source not in known:
+            with suppress(OSError):
+                add_experience(self.settings.experience, measured)
+
+    def correct_bill(self, run_id: str) -> None:
+        """After its machine was given back from here: billed ahead was what that may take."""
+        record = read_record(self.store, run_id)
+        status = read_status(self.store, record)
+        if not status.is_over:
+            return
+        down_s = (utc_now() - status.updated_at).total_seconds()
+        bill = correct_going_down(status.bill, down_s)
+        if sum(line.usd for line in bill) < status.spent_usd:
+            write_status(self.store, replace(status, bill=bill))
+
+    def catalogs(self, clouds: Sequence[str]) -> tuple[list[Catalog], list[str]]:
+        """Those that SkyPilot has or can fetch, and why the others could not be had."""
+        found, faults = [], []
+        for cloud in clouds:
+            try:
+                backend = cast(RentedBackend, self.backend(cloud))
+                found.append(backend.fetch_catalog(cloud))
+            except BackendError as error:
+                faults.append(f"{cloud}: {error.message}")
+        return found, faults
+
+    def skypilot_cost(self, record: RunRecord) -> Spent | None:
+        """What SkyPilot's own report says of a rented run; None where it knows of none."""
+        _, backend = self.rent(record.run_id)
+        found = backend.cost_report().get(record.run_id)
+        return None if found is None else Spent(seconds=float(found[0]), usd=found[1])
 
     def _complain(self, why: str) -> None:
         """Once: the same fault returns with every look."""
@@ -123,7 +196,7 @@ class Session:
 
 
 def open_session(store: str | None = None, cloud: str | None = None) -> Session:
-    settings = read_settings(os.environ, home=_home(), store=store, cloud=cloud)
+    settings = read_settings(os.environ, home=user_home(), store=store, cloud=cloud)
     opened = open_store(_absolute_url(settings.store))
     session = Session(settings=settings, store=opened, store_flag=store)
     for note in session.launched.cut_short():
@@ -143,7 +216,7 @@ def _warn_of_cut_short(note: Note, session: Session) -> None:
 
 def absolute_path(path: str) -> Path:
     """As every process sees it: the supervisor works in another folder than we do."""
-    return Path(expand_home(path, _home())).absolute()
+    return Path(expand_home(path, user_home())).absolute()
 
 
 def _absolute_url(url: str) -> str:
@@ -155,7 +228,7 @@ def _absolute_url(url: str) -> str:
     return url
 
 
-def _home() -> Path:
+def user_home() -> Path:
     try:
         return Path.home()
     except RuntimeError as error:

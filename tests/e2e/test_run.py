@@ -37,6 +37,13 @@ def test_a_run_fails_over_finishes_goes_down_and_leaves_everything_in_the_store(
     assert billed <= Decimal(cost["spent_usd"]) + Decimal("0.0005")
     assert Decimal(cost["spent_usd"]) - billed < late
 
+    beside = user.run("cost", "show", "first", "--skypilot", *user.to_store).stdout
+    assert "SkyPilot" in beside
+    (entry,) = user.json("cost", "history", *user.to_store)["runs"]
+    assert (entry["run_id"], entry["cloud"]) == ("first", "lambda")
+    assert Decimal(entry["usd"]) == Decimal(cost["spent_usd"])
+    assert "lambda" in user.run("cost", "refresh", "--cloud", "lambda").stderr
+
     logs = user.run("logs", "first", *user.to_store).stdout
     places = [
         logs.index(w) for w in ("us-east-1", "booting", "installing", "step 1/30", "step 30/30")
@@ -55,7 +62,7 @@ def test_a_run_fails_over_finishes_goes_down_and_leaves_everything_in_the_store(
     ("option", "exit_code", "words"),
     [
         (("--cloud", "lamda"), 2, "lambda"),
-        (("--cloud", "lambda", "--gpus", "A100-80G:8"), 2, "A100-80GB"),
+        (("--cloud", "lambda", "--gpus", "A100-80BG:8"), 2, "A100-80GB"),
         (("--cloud", "lambda", "--gpus", "A100-80GB:64"), 2, "--nodes"),
         (("--cloud", "lambda", "--region", "us-est-1"), 2, "us-east-1"),
         (("--cloud", "lambda", "--spot"), 3, "spot"),

@@ -158,7 +158,7 @@ def test_run_may_be_named_by_its_beginning_if_no_other_begins_so(ended, call_jso
         (["sample", RUN, "--step", "17"], 6, "it has step 80, 100"),
         (["sample", RUN, "--temperature", "nan"], 2, "--temperature"),
         (["sample", RUN, "--seed", "9" * 30], 2, "--seed"),
-        (["launch", "--resume", RUN], 3, "has finished all its 100 steps"),
+        (["launch", "--resume", RUN], 3, "has finished all its steps, at step 100"),
         (["launch", "--resume", RUN, "--set", "train.steps=9"], 2, "as it was recorded"),
         (["status", "--store", "s3:bucket/runs"], 7, "s3://bucket/prefix"),
         (["status", "--store", "s3:/bucket/runs"], 7, "s3://bucket/prefix"),

@@ -92,7 +92,10 @@ def test_curve_of_a_summary_fits_a_narrow_terminal():
     ended = view(state="succeeded", reason="completed", step=100)
     cost = cost_of(make_record(), make_status())
     shown = text_of(
-        summary(ended, curves=CURVES, samples=None, cost=cost, command=command), width=60
+        summary(
+            ended, curves=CURVES, samples=None, cost=cost, record=make_record(), command=command
+        ),
+        width=60,
     )
 
     (top,) = [line for line in shown.splitlines() if "┌" in line and "┐" in line]
@@ -148,7 +151,14 @@ def test_summary_has_curve_words_bill_place_and_next_commands():
     ended = view(state="succeeded", reason="completed", step=100)
     cost = cost_of(make_record(), make_status())
     shown = text_of(
-        summary(ended, curves=CURVES, samples="def spam():\n", cost=cost, command=command)
+        summary(
+            ended,
+            curves=CURVES,
+            samples="def spam():\n",
+            cost=cost,
+            record=make_record(),
+            command=command,
+        )
     )
 
     for words in (
@@ -171,6 +181,7 @@ def test_summary_of_a_stopped_run_begins_with_how_to_go_on():
             curves=Curves(),
             samples=None,
             cost=cost_of(make_record(), make_status()),
+            record=make_record(),
             command=command,
         )
     )

@@ -135,6 +135,15 @@ def test_retention_keeps_the_newest_and_the_best_in_the_store(user: User) -> Non
     assert len(user.steps(view["run_id"])) <= 2
 
 
+def test_a_run_is_done_when_its_target_loss_is_reached(user: User) -> None:
+    view = user.launch("--until-val-loss", "5.4")
+    assert (view["state"], view["reason"]) == ("succeeded", "target")
+    assert 0 < view["step"] < view["steps"]
+    assert view["val_loss"] <= 5.4
+    told = user.run("launch", "--resume", view["run_id"], "--yes", *user.to_store, exit_code=3)
+    assert "has reached its loss" in told.stderr
+
+
 def test_two_launches_at_once_are_two_runs(user: User) -> None:
     processes = [user.start(*user.launch_arguments, "--json") for _ in range(2)]
     views = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
