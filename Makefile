@@ -34,6 +34,7 @@ check: install
 
 bench: install  ## what the README claims about speed; wants an idle machine
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/estimate.py
 	$(BIN)/python bench/checkpoint_stall.py --rounds 5
 	$(BIN)/python bench/time_to_loss.py $(TEXT)
 

@@ -18,11 +18,15 @@ import msgspec
 
 LIMIT = 14.0
 BASELINE = "python -c pass"
+ESTIMATE = "gptctl cost estimate"
+ESTIMATE_LIMIT_S = 0.5
+"""It computes and is not held to the others' limit: what was promised of it is at once."""
 _PROGRAM = str(Path(sys.executable).with_name("gptctl"))
 COMMANDS = {
     BASELINE: [sys.executable, "-c", "pass"],
     "gptctl --help": [_PROGRAM, "--help"],
     "gptctl recipes": [_PROGRAM, "recipes"],
+    ESTIMATE: [_PROGRAM, "cost", "estimate", "gpt2-124m"],
 }
 
 
@@ -57,19 +61,22 @@ def main() -> int:
         }
         for name, median in medians.items()
     ]
-    print(f"{'command':<16} {'median ms':>10} {'multiple':>9}")
+    print(f"{'command':<20} {'median ms':>10} {'multiple':>9}")
     for row in rows:
-        print(f"{row['command']:<16} {row['median_ms']:>10} {row['multiple']:>9}")
+        print(f"{row['command']:<20} {row['median_ms']:>10} {row['multiple']:>9}")
     result = {
         "bench": f"python bench/startup.py --repeats {options.repeats}",
         "measured_at": datetime.now(UTC),
         "python": platform.python_version(),
         "limit": LIMIT,
+        "estimate_limit_s": ESTIMATE_LIMIT_S,
         "rows": rows,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    return 0 if all(median <= LIMIT * medians[BASELINE] for median in medians.values()) else 1
+    is_quick = medians.pop(ESTIMATE) <= ESTIMATE_LIMIT_S
+    is_light = all(median <= LIMIT * medians[BASELINE] for median in medians.values())
+    return 0 if is_quick and is_light else 1
 
 
 if __name__ == "__main__":
