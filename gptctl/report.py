@@ -1,6 +1,6 @@
 """What a run reached and what it cost, read from its store."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -101,16 +101,21 @@ def cost_of(record: RunRecord, status: Status) -> Cost:
         nodes=record.nodes,
         by_phase=by_phase,
         by_life=by_life,
-        shares=share_by_kind(by_phase),
+        shares=share_by_kind(status.bill),
     )
 
 
-def share_by_kind(by_phase: Mapping[str, Spent]) -> dict[str, float]:
-    """The share of each kind that has one, in the order of KINDS; a phase of no kind is OTHER."""
-    is_free = not any(spent.usd for spent in by_phase.values())
+def share_by_kind(bill: Sequence[BillLine]) -> dict[str, float]:
+    """The share of each kind that has one, in the order of KINDS; a phase of no kind is OTHER.
+
+    Of the money before it is rounded, which would give short phases of a small bill too much; of
+    the time where nothing has a price.
+    """
+    is_free = not any(line.price_per_hour for line in bill)
     found = dict.fromkeys((*KINDS, OTHER), 0.0)
-    for phase, spent in by_phase.items():
-        found[_KIND_OF.get(phase, OTHER)] += spent.seconds if is_free else float(spent.usd)
+    for line in bill:
+        price = 1.0 if is_free else float(line.price_per_hour)
+        found[_KIND_OF.get(line.phase, OTHER)] += line.seconds * price
     whole = sum(found.values())
     return {kind: share / whole for kind, share in found.items() if share}
 

@@ -106,17 +106,21 @@ def spent(seconds, usd):
     return Spent(seconds=seconds, usd=Decimal(usd))
 
 
-def test_shares_say_what_the_money_was_good_for_and_not_the_time():
-    by_phase = {
-        "booting": spent(60, "1"),
-        "installing": spent(60, "3"),
-        "preparing": spent(600, "1"),
-        "training": spent(60, "91"),
-        "evaluation": spent(60, "3"),
-        "going_down": spent(60, "1"),
-    }
+def line(phase, seconds, price="1"):
+    return BillLine(life=1, phase=phase, seconds=seconds, price_per_hour=Decimal(price))
 
-    shares = share_by_kind(by_phase)
+
+def test_shares_say_what_the_money_was_good_for_and_not_the_time():
+    bill = (
+        line("booting", 60, "1"),
+        line("installing", 60, "3"),
+        line("preparing", 600, "0.1"),
+        line("training", 60, "91"),
+        line("evaluation", 60, "3"),
+        line("going_down", 60, "1"),
+    )
+
+    shares = share_by_kind(bill)
 
     assert shares == pytest.approx(
         {"training": 0.91, "set-up": 0.04, "data": 0.01, "evaluation": 0.03, "idle": 0.01}
@@ -127,10 +131,13 @@ def test_shares_say_what_the_money_was_good_for_and_not_the_time():
 
 
 def test_shares_of_a_machine_without_a_price_are_of_its_time():
-    assert share_by_kind({"training": spent(30, "0"), "finishing": spent(10, "0")}) == {
-        "training": 0.75,
-        "checkpoints": 0.25,
-    }
+    bill = line("training", 30, "0"), line("finishing", 10, "0")
+    assert share_by_kind(bill) == {"training": 0.75, "checkpoints": 0.25}
+
+
+def test_shares_of_a_small_bill_are_of_the_money_before_it_is_rounded_up():
+    bill = line("training", 99, "0.01"), line("checking", 1, "0.01")
+    assert share_by_kind(bill) == pytest.approx({"training": 0.99, "set-up": 0.01})
 
 
 def test_run_that_billed_nothing_has_no_shares():
@@ -138,7 +145,7 @@ def test_run_that_billed_nothing_has_no_shares():
 
 
 def test_phase_of_a_newer_version_is_shown_as_other():
-    assert share_by_kind({"dreaming": spent(1, "1")}) == {"other": 1.0}
+    assert share_by_kind([line("dreaming", 1)]) == {"other": 1.0}
 
 
 @given(st.dictionaries(st.sampled_from(sorted(KINDS)), st.floats(1e-6, 1e6), min_size=1))
