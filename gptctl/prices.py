@@ -51,6 +51,21 @@ def write_cache(path: Path, prices: Sequence[Price], *, read_at: datetime) -> No
     write_prices(path, prices, read_at=read_at)
 
 
+def renew_cache(path: Path, fresh: Sequence[Price], *, read_at: datetime) -> list[Price]:
+    """Put `fresh` in place of what the cache has of the same clouds: all that it has then.
+
+    One that cannot be read is written anew, which is what its error advises.
+    """
+    try:
+        cached = read_cache(path)
+    except UsageError:
+        cached = []
+    clouds = {price.cloud for price in fresh}
+    renewed = [*(price for price in cached if price.cloud not in clouds), *fresh]
+    write_cache(path, renewed, read_at=read_at)
+    return renewed
+
+
 def newest(snapshot: Sequence[Price], cached: Sequence[Price]) -> list[Price]:
     """Of each cloud the later list, whole: a machine that it lacks is not to be had any more."""
     shipped, since = _dates(snapshot), _dates(cached)

@@ -10,6 +10,7 @@ from gptctl.cli.options import JsonOption, RunArgument, StoreOption, UntilOption
 
 if TYPE_CHECKING:
     from gptctl.quotes import Ask, Market
+    from gptctl.settings import Settings
 
 app = typer.Typer(help="What runs would cost, and have cost.", no_args_is_help=True)
 
@@ -175,25 +176,24 @@ def refresh(
     from gptctl.cli.console import say, warn
     from gptctl.cli.session import open_session, utc_now
     from gptctl.errors import BackendError
-    from gptctl.prices import newest, read_cache, read_snapshot, write_cache
+    from gptctl.prices import newest, read_snapshot, renew_cache
     from gptctl.prices import refresh as read_prices
 
     session = open_session()
     names = _words(cloud) or tuple(sorted({price.cloud for price in read_snapshot()}))
     catalogs, faults = session.catalogs(names)
-    for fault in faults:
-        warn(fault)
-    path, now = session.settings.prices, utc_now()
+    if faults:  # most often one cause for all, and a long one
+        warn(f"no prices of {', '.join(faults)}: {next(iter(faults.values()))}")
+    now = utc_now()
     found = read_prices(catalogs, today=now.date())
-    kept = [price for price in read_cache(path) if price.cloud not in {p.cloud for p in found}]
     if not found:
         raise BackendError(
             "no prices could be read", hint="SkyPilot reads them: `gptctl doctor` looks at it"
         )
-    write_cache(path, [*kept, *found], read_at=now)
+    cache = renew_cache(session.settings.prices, found, read_at=now)
     counts = {name: sum(price.cloud == name for price in found) for name in names}
     told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
-    say(f"{len(found)} prices read: {told}. {len(newest(read_snapshot(), found))} known.")
+    say(f"{len(found)} prices read: {told}. {len(newest(read_snapshot(), cache))} known.")
 
 
 def _estimate_all(ask: "Ask", market: "Market", *, json: bool) -> None:
@@ -234,7 +234,7 @@ def _date(text: str | None) -> Any:
         raise UsageError(f"--since {text!r} is no date", hint="such as 2026-11-01") from error
 
 
-def _settings() -> Any:
+def _settings() -> "Settings":
     from gptctl.cli.session import user_home
     from gptctl.settings import read_settings
 

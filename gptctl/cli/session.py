@@ -161,15 +161,15 @@ class Session:
         if sum(line.usd for line in bill) < status.spent_usd:
             write_status(self.store, replace(status, bill=bill))
 
-    def catalogs(self, clouds: Sequence[str]) -> tuple[list[Catalog], list[str]]:
-        """Those that SkyPilot has or can fetch, and why the others could not be had."""
-        found, faults = [], []
+    def catalogs(self, clouds: Sequence[str]) -> tuple[list[Catalog], dict[str, str]]:
+        """Those that SkyPilot has or can fetch, and why the others, by cloud, could not be had."""
+        found, faults = [], {}
         for cloud in clouds:
             try:
                 backend = cast(RentedBackend, self.backend(cloud))
                 found.append(backend.fetch_catalog(cloud))
             except BackendError as error:
-                faults.append(f"{cloud}: {error.message}")
+                faults[cloud] = error.message
         return found, faults
 
     def skypilot_cost(self, record: RunRecord) -> Spent | None:

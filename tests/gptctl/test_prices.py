@@ -23,6 +23,7 @@ from gptctl.prices import (
     read_cache,
     read_snapshot,
     refresh,
+    renew_cache,
     warn_of_age,
     write_cache,
 )
@@ -174,6 +175,24 @@ def test_list_that_is_not_what_was_written_is_refused(tmp_path, old, new, messag
         read_cache(path)
     assert message in refused.value.message
     assert "cost refresh" in refused.value.hint
+
+
+def test_renewing_replaces_the_clouds_that_were_read_and_keeps_the_others(tmp_path):
+    path = tmp_path / "prices.csv"
+    write_cache(path, [price("1", cloud="lambda"), price("2", cloud="runpod")], read_at=NOW)
+    renewed = renew_cache(path, [price("3", cloud="lambda")], read_at=NOW)
+    assert [(p.cloud, p.price_per_hour) for p in renewed] == [("runpod", 2), ("lambda", 3)]
+    by_cloud = {p.cloud: p for p in renewed}
+    assert {p.cloud: p for p in read_cache(path)} == by_cloud
+
+
+def test_cache_that_was_cut_is_written_anew_as_its_error_advises(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text("# gptctl prices, format 1, 40 rows, read at 2026-11-21\ncut")
+    with pytest.raises(UsageError, match="prices"):
+        read_cache(path)
+    renewed = renew_cache(path, [price()], read_at=NOW)
+    assert read_cache(path) == renewed == [price()]
 
 
 def test_cache_that_is_a_folder_is_refused(tmp_path):
