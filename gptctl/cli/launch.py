@@ -190,7 +190,8 @@ def launch(
         check_name(name)
     changes = all_overrides(overrides, until_val_loss)
     if resume is not None:
-        if recipe or changes or cloud or gpus or region or spot or recover or name or emit:
+        fixed = recipe or changes or cloud or gpus or region or spot or recover or name or emit
+        if fixed or over_budget_ok:
             raise UsageError(
                 "--resume goes on with a run as it was recorded",
                 hint="only --budget, --max-hours and --price-per-hour can change",

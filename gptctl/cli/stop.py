@@ -31,12 +31,12 @@ def stop(
     json: JsonOption = False,
 ) -> None:
     """Stop a run: it saves a checkpoint, uploads it, and can be resumed."""
-    session = open_session(store)
-    if all_leaked:
-        _stop_leaked(session)
-        return
-    if run is None:
+    if (run is None) != all_leaked:
         raise UsageError("stop what?", hint="a run of `gptctl status`, or `--all-leaked`")
+    session = open_session(store)
+    if run is None:
+        _stop_leaked(session, json=json)
+        return
     run_id, backend = session.find(run)
     record = read_record(session.store, run_id)
     if record.offer.cloud == LOCAL:
@@ -64,14 +64,11 @@ def stop(
         say(f"Go on with it: `{session.command('launch --resume', run_id)}`")
 
 
-def _stop_leaked(session: Session) -> None:
+def _stop_leaked(session: Session, *, json: bool) -> None:
     views, warnings = session.views()
     for warning in warnings:
         warn(warning)
     leaks = find_leaks(views, session.launched.read_all(), store=session.store.url)
-    if not leaks:
-        say("Nothing that is known here bills for nothing.")
-        return
     for leak in leaks:
         say(f"{leak.run_id}: {leak.why}")
     ended = stop_leaked(
@@ -82,7 +79,12 @@ def _stop_leaked(session: Session) -> None:
         clock=utc_now,
         tell=say,
     )
-    say(f"Ended: {', '.join(ended) or 'none'}.")
+    if json:
+        print_json({"leaks": leaks, "ended": ended})
+    elif leaks:
+        say(f"Ended: {', '.join(ended) or 'none'}.")
+    else:
+        say("Nothing that is known here bills for nothing.")
 
 
 def _stop_here(

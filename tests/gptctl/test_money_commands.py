@@ -150,6 +150,8 @@ def test_the_months_budget_is_kept_in_the_settings_and_binds_a_launch(call, home
 
 
 def test_nothing_leaks_where_nothing_is_rented(call):
+    assert json.loads(call("stop", "--all-leaked", "--json")[0]) == {"leaks": [], "ended": []}
+    call("stop", "some-run", "--all-leaked", exit_code=2)
     _, err = call("stop", "--all-leaked")
     assert "Nothing" in err
     call("stop", exit_code=2)
