@@ -228,7 +228,7 @@ def cost_table(cost: Cost) -> Group:
 
 
 def compare(record: RunRecord, cost: Cost) -> str | None:
-    """`estimated $0.0031 in 1 min 50 s, cost $0.0029 in 1 min 44 s (-6 %)`; None without one."""
+    """`estimated $0.0031 in 1 min 50 s, took $0.0029 in 1 min 44 s (-6% time)`, or None."""
     if record.estimate_usd is None or record.estimate_hours is None:
         return None
     seconds = sum(spent.seconds for spent in cost.by_phase.values())
