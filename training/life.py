@@ -29,7 +29,7 @@ from training.meter import Limits, bill_before
 from training.outcome import Outcome, cut_off, judge_check, judge_exit, pass_on
 from training.processes import StopFlag
 from training.progress import Heartbeat
-from training.reserve import first_reserve
+from training.reserve import REQUESTS_S, first_reserve
 from training.setup import take_failure
 from training.sources import dataset_folder_key
 from training.stages import Stage
@@ -65,7 +65,8 @@ class Life:
         self.stop = stop
         self.machine = machine
         self.cluster = machine.cluster
-        self.heartbeat_s = 1.0 if "://" not in store.url else 10.0
+        is_remote = "://" in store.url
+        self.heartbeat_s = 10.0 if is_remote else 1.0
         earlier = bill_before(
             previous,
             now=datetime.now(UTC),
@@ -83,6 +84,7 @@ class Life:
             teardown_s=machine.teardown_s,
             setup_s=machine.setup_s,
             loss_s=self.heartbeat_s + machine.teardown_s if record.recover else None,
+            requests_s=REQUESTS_S if is_remote else 0.0,
         )
         self.wall = Wall(machine.go_down_in)
         self.sync = Sync(

@@ -23,6 +23,9 @@ SAVE_BYTES_PER_S = 125e6
 UPLOAD_BYTES_PER_S = 40e6
 """Until an upload was measured: a third of a line of 1 Gbit/s. Clouds have more; assumed, as the
 store may be in another one."""
+REQUESTS_S = 2.0
+"""Beside the bytes, what the dozen requests of a checkpoint take, one after the other, to a store
+over a network: a tenth of a second each, and what a busy machine adds. Assumed."""
 OTHER_MACHINE = 1.5
 """The machine that takes a lost one's place may need so much longer to be ready."""
 
@@ -80,16 +83,22 @@ class Reserve(Struct, frozen=True, kw_only=True):
 
 
 def first_reserve(
-    *, checkpoint_bytes: int, teardown_s: float, setup_s: float = 0.0, loss_s: float | None = None
+    *,
+    checkpoint_bytes: int,
+    teardown_s: float,
+    setup_s: float = 0.0,
+    loss_s: float | None = None,
+    requests_s: float = 0.0,
 ) -> Reserve:
     """What is known of a life before it has saved anything.
 
+    `requests_s`: of each upload, beside its bytes.
     `loss_s`, where another machine comes by itself when this one is lost: the most that is
     billed of this one after its last heartbeat. `setup_s`: what this one took to be ready.
     """
     return Reserve(
         guessed_save_s=checkpoint_bytes / SAVE_BYTES_PER_S,
-        guessed_upload_s=checkpoint_bytes / UPLOAD_BYTES_PER_S,
+        guessed_upload_s=checkpoint_bytes / UPLOAD_BYTES_PER_S + requests_s,
         teardown_s=teardown_s,
         recovery_s=0.0 if loss_s is None else loss_s + OTHER_MACHINE * setup_s + LAST_CALL_S,
     )

@@ -21,6 +21,8 @@ def test_before_anything_is_measured_the_reserve_is_a_guess_from_the_checkpoints
     reserve = first_reserve(checkpoint_bytes=GPT2_124M, teardown_s=90)
     # 1.49 GB: 12 s to a slow disk and 37 s over a slow line, each twice.
     assert reserve.seconds == pytest.approx(5 + 2 * (11.95 + 37.34) + 90, abs=0.1)
+    small = first_reserve(checkpoint_bytes=0, teardown_s=0, requests_s=2)
+    assert small.seconds == 5 + 2 * 2  # even of nothing, every file is a request
 
 
 def test_what_is_measured_takes_the_place_of_its_guess_and_of_no_other() -> None:
