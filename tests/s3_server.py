@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sysconfig
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import boto3
@@ -146,7 +146,9 @@ class S3Server:
 
     def _make_bucket(self, client, bucket: str) -> None:
         if bucket not in self._buckets:
-            client.create_bucket(Bucket=bucket)
+            # It may be there of a request whose answer came too late.
+            with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=bucket)
             self._buckets.add(bucket)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
