@@ -4,15 +4,14 @@ Its parts: a network without a way out, the API, the node image, an S3 server on
 (10.99.0.1, which the client and all nodes reach), and homes for the client's programs.
 """
 
-import errno
 import fcntl
 import json
-import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -46,6 +45,7 @@ FOLDER = Path(tempfile.gettempdir()) / "gptctl-e2e"
 RAM_SIZE = "60g"  # what VMs see as their disk; with torch installed they take 1 GB each
 LOCKED_FOR_S = 15  # by one that is going down
 BUCKET = "e2e-store"
+AWAKE_S, ASLEEP_S = 0.1, 0.6  # of what has to make way
 BACKGROUND = ("off-",)  # how the names of VMs begin whose tests run meanwhile
 
 
@@ -219,13 +219,19 @@ class DataCentre:
         return self._call("kill", name_or_id)
 
     def make_way(self, name: str) -> None:
-        """What those VMs (the beginning of their name) now run is given what others leave.
+        """What those VMs (the beginning of their name) now train rests most of the time.
 
-        All VMs share this machine's processors, and training without an end takes its share.
+        All VMs share this machine's processors, and training without an end takes its share. All
+        else there has its own: who is starved could not save while its time runs out.
         """
+        trainers = []
         for vm in self.instances():
             for pid in pids_in(vm.node) if vm.name.startswith(name) else ():
-                _make_way(pid)
+                with suppress(psutil.NoSuchProcess):
+                    if "training.train" in (process := psutil.Process(pid)).cmdline():
+                        trainers.append(process)
+        assert trainers
+        threading.Thread(target=_rest, args=(trainers,), daemon=True).start()
 
     def terminate(self, vms: Sequence[Vm]) -> None:
         for vm in vms:
@@ -329,14 +335,16 @@ class DataCentre:
                 run("umount", mount)
 
 
-def _make_way(pid: int) -> None:
-    with suppress(ProcessLookupError, FileNotFoundError):
-        # Threads are as nice as their creator was, and nothing tells them of it later.
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
-        # Where sessions share the processors (sched(7), autogroup), niceness counts within each.
-        try:
-            Path(f"/proc/{pid}/autogroup").write_text("19")
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # in no session but the one of the machine's start
-                raise
+def _rest(processes: list[psutil.Process]) -> None:
+    """Until all have ended."""
+    while processes:
+        for process in list(processes):
+            try:
+                process.suspend()
+            except psutil.NoSuchProcess:
+                processes.remove(process)
+        time.sleep(ASLEEP_S)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        time.sleep(AWAKE_S)
