@@ -49,6 +49,7 @@ COMMANDS = {
     "sample": Command(
         "sample:sample", "Have a run's model write text; what is not given is as its recipe says."
     ),
+    "data": Command("data:app", "Data sets: list, prepare here, verify, remove."),
     "recipes": Command("recipes:app", "List the recipes, or show one."),
     "doctor": Command(
         "doctor:doctor", "Look for what would keep a launch from working; say what mends it."
