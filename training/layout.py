@@ -175,12 +175,22 @@ class Manifest(Record, frozen=True, kw_only=True):
     files: tuple[FileEntry, ...]
 
 
+class Position(Record, frozen=True, kw_only=True):
+    """A place in a source of files: after `tokens` tokens of row `row` of file number `file`."""
+
+    file: int = 0
+    row: int = 0
+    tokens: int = 0
+
+
 class Shard(Record, frozen=True, kw_only=True):
     name: str
     split: Literal["val", "train"]
     tokens: int
     size_bytes: int
     sha256: str
+    next: Position | None = None
+    """Where the shard after it begins, in a source that can be read from there on."""
 
 
 class Dataset(Record, frozen=True, kw_only=True):

@@ -2,53 +2,73 @@
 
 The token stream is, for each document, an end-of-text and then its tokens; documents run
 across shards. Shard 000000 is validation. A shard exists when `dataset.json` names it, so that
-training starts on the first while later ones are written. Equal input makes equal bytes: a
-preparation that was cut short is taken up after its last good shard.
+training starts on the first while later ones are written. Equal input makes equal bytes, with
+any number of workers: a preparation that was cut short is taken up after its last good shard.
 """
 
 import argparse
 import fcntl
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 from msgspec.structs import replace
 
 from training.config import DataConfig
 from training.errors import DataError, TrainingError
 from training.events import append_event
-from training.layout import DATASET_JSON, DATASETS, Dataset, RunPaths, RunRecord, Shard, decode
+from training.layout import (
+    DATASET_JSON,
+    DATASETS,
+    Dataset,
+    RunPaths,
+    RunRecord,
+    Shard,
+    decode,
+)
+from training.pipeline import FileSource
 from training.processes import end_with_parent
 from training.shards import (
     Split,
-    Tokens,
     translating_write_errors,
     verify_shard,
     write_dataset,
     write_shard,
 )
-from training.sources import Source, dataset_folder_key, open_source, text_after, text_before
-from training.tokenizer import Tokenizer, open_tokenizer
+from training.sources import Source, dataset_folder_key, open_source
+from training.splits import missing_shards
 
 CLAIMS = ".claims.json"
 """The `dataset.json` of an earlier preparation, while its shards are being verified."""
+NICENESS = 10
+"""Of the program: what trains beside it has its cores before it."""
 
 
 def prepare(
-    data: DataConfig, folder: Path, *, block_size: int, on_shard: Callable[[Shard], None]
+    data: DataConfig,
+    folder: Path,
+    *,
+    block_size: int,
+    on_shard: Callable[[Shard], None],
+    source: Source | FileSource | None = None,
+    workers: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Dataset:
     """Bring the data set in `folder` to completion; `on_shard` hears of each shard written.
 
     Shards that are there and good are kept; a complete data set is returned as it is. While
     another process prepares the same folder, this one waits. Memory: about one shard and one
-    document. Raises DataError for text that cannot be trained on, NoSpaceError, ConfigError.
+    document, or what `training.pipeline` states. Raises DataError for text that cannot be
+    trained on, NoSpaceError, ConfigError.
+
+    `source` is what `data` names unless it is given; `workers` threads encode files, by default
+    one a core; `say` hears by what they do.
     """
-    source = open_source(data)
+    source = source or open_source(data)
     fresh = Dataset(
         source=data.source,
         revision=source.revision,
@@ -59,64 +79,23 @@ def prepare(
     with _locked(folder):
         dataset = _keep_good_shards(folder, fresh)
         if not dataset.complete:
-            shards = _split_tokens(source, open_tokenizer(data.tokenizer), data)
-            for split, tokens in islice(shards, len(dataset.shards), None):
-                if split == "val" or len(tokens) < data.shard_tokens:  # the split ends here
-                    total = _count(dataset, split) + len(tokens)
-                    _require_block(split, total, block_size, data)
-                name = _shard_name(data.source, split, len(dataset.shards))
-                shard = write_shard(folder / name, tokens, split=split)
-                dataset = replace(dataset, shards=(*dataset.shards, shard))
-                write_dataset(folder, dataset)
-                on_shard(shard)
+            with closing(missing_shards(source, data, dataset, workers, say)) as shards:
+                for split, tokens, following in shards:
+                    if split == "val" or len(tokens) < data.shard_tokens:  # the split ends here
+                        total = _count(dataset, split) + len(tokens)
+                        _require_block(split, total, block_size, data)
+                    name = _shard_name(data.source, split, len(dataset.shards))
+                    shard = write_shard(folder / name, tokens, split=split)
+                    shard = replace(shard, next=following)
+                    dataset = replace(dataset, shards=(*dataset.shards, shard))
+                    write_dataset(folder, dataset)
+                    on_shard(shard)
         for split in ("val", "train"):
             _require_block(split, _count(dataset, split), block_size, data)
         if not dataset.complete:
             dataset = replace(dataset, complete=True)
             write_dataset(folder, dataset)
         return dataset
-
-
-def _split_tokens(
-    source: Source, tokenizer: Tokenizer, data: DataConfig
-) -> Iterator[tuple[Split, Tokens]]:
-    """Every shard's tokens in the order of writing, each valid until the next is asked for."""
-    documents = source.documents()
-    if data.val_fraction:
-        cut = int(source.size_bytes * (1 - data.val_fraction))
-        pieces = _encode(text_after(documents, cut), tokenizer)
-        yield "val", np.concatenate([np.empty(0, dtype=np.uint16), *pieces])
-        documents = text_before(source.documents(), cut)
-        for tokens in _pack(_encode(documents, tokenizer), data.shard_tokens):
-            yield "train", tokens
-    else:
-        for index, tokens in enumerate(_pack(_encode(documents, tokenizer), data.shard_tokens)):
-            yield "train" if index else "val", tokens
-
-
-def _encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Tokens]:
-    end_of_text = np.array([tokenizer.end_of_text], dtype=np.uint16)
-    for document in documents:
-        yield end_of_text
-        yield tokenizer.encode(document)
-
-
-def _pack(pieces: Iterable[Tokens], size: int) -> Iterator[Tokens]:
-    """The same tokens in runs of `size`, the last of what is left; one buffer holds each."""
-    buffer = np.empty(size, dtype=np.uint16)
-    filled = 0
-    for piece in pieces:
-        rest = piece
-        while len(rest):
-            taken = rest[: size - filled]
-            buffer[filled : filled + len(taken)] = taken
-            filled += len(taken)
-            rest = rest[len(taken) :]
-            if filled == size:
-                yield buffer
-                filled = 0
-    if filled:
-        yield buffer[:filled]
 
 
 def _count(dataset: Dataset, split: Split) -> int:
@@ -207,7 +186,7 @@ def _prepare_run(root: Path, paths: RunPaths) -> None:
         )
 
     folder = root / DATASETS / dataset_folder_key(data)
-    dataset = prepare(data, folder, block_size=block_size, on_shard=report)
+    dataset = prepare(data, folder, block_size=block_size, on_shard=report, say=_say)
     tokens, seconds = sum(shard.tokens for shard in dataset.shards), perf_counter() - started
     reused = ", reused as it was" if last == started else ""
     print(
@@ -217,6 +196,10 @@ def _prepare_run(root: Path, paths: RunPaths) -> None:
     append_event(
         paths.events, "dataset_ready", tokens=tokens, shards=len(dataset.shards), seconds=seconds
     )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _read_request(paths: RunPaths) -> tuple[DataConfig, int]:
@@ -260,4 +243,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     end_with_parent()
+    os.nice(NICENESS)
     sys.exit(main())
