@@ -52,6 +52,7 @@ def plan_order(
             hint="`--cloud lambda` rents one",
         )
     recipe, text = _find_text(recipe, order.data, is_local=is_local)
+    recipe = pin(recipe)
     if not is_local:
         node_environment(store)  # raises for a store that no other machine can reach
     backend = open_backend(*clouds)
@@ -92,6 +93,21 @@ def _find_text(
     check_text(path, globs=False)
     on_node = replace(data, path=f"{TEXT_FOLDER}/{path.name}")
     return replace(recipe, data=on_node), path
+
+
+def pin(recipe: Recipe) -> Recipe:
+    """The recipe with the commit that its data set on the Hub is at now, if it names none.
+
+    So all nodes, and all lives of a run, read the same. Raises DataError: unknown, gated, or out
+    of reach.
+    """
+    data = recipe.data
+    if data.hub_repo is None or data.is_pinned:
+        return recipe
+    from training.hub import resolve  # noqa: PLC0415 - the Hub's client takes long
+
+    commit = resolve(data.hub_repo, data.revision or "main")
+    return replace(recipe, data=replace(data, revision=commit))
 
 
 def check_text(path: Path, *, globs: bool) -> None:

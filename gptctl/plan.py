@@ -152,7 +152,7 @@ def default_hours(recipe: Recipe) -> float:
 
 def check_source(data: DataConfig) -> None:
     """Raises PlanRefusedError for data that this version cannot prepare."""
-    if data.source not in SOURCES:
+    if data.source not in SOURCES and not data.hub_repo:
         raise PlanRefusedError(
             f"this version cannot prepare the data set {data.source!r} yet, "
             f"only {' and '.join(SOURCES)}",

@@ -111,6 +111,10 @@ class HubServer:
         with self._lock:
             self._faults += faults
 
+    def clear_faults(self) -> None:
+        with self._lock:
+            self._faults.clear()
+
     def commit(
         self, repo: str, files: Mapping[str, bytes | Path | None], *, revision: str = "main"
     ) -> str:

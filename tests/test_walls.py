@@ -18,12 +18,13 @@ ROOT = Path(__file__).parents[1]
 # What gptctl may know of training: the file contract, and nothing that needs torch.
 SHARED = (
     *("errors", "config", "layout", "manifest", "storage", "storage_*", "schedule", "events"),
-    "flops",
+    *("flops", "dataset_store", "hub", "hub_asking"),
 )
 # What trains, or looks at what trains. Everything else runs beside torch, or without it.
 NEEDS_TORCH = (
     *("train", "model", "data", "optimizer", "distributed", "checkpoint", "evaluate", "peaks"),
     *("sample", "export", "ranks", "all_reduce", "device_check", "gpu_check", "batch_size"),
+    *("hellaswag_score", "eval_hellaswag"),
 )
 # Who alone may name a foreign package, by file.
 OWNERS = {

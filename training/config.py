@@ -5,6 +5,7 @@ nothing of files: `gptctl.recipe` decodes TOML into these, the node decodes them
 `run.json`.
 """
 
+import re
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -61,18 +62,43 @@ class ModelConfig(Section, frozen=True, kw_only=True):
         return 6 * self.parameters + 12 * self.n_layer * self.n_embd * self.block_size
 
 
+HUB_REPOS = {"fineweb": "HuggingFaceFW/fineweb", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
+"""Data sets of the Hub that have a name of their own here."""
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
-    """Where tokens come from. `path` belongs to the source `text`."""
+    """Where tokens come from. `path` belongs to the source `text`.
+
+    `config`, `split` and `column` belong to data sets on the Hub: `fineweb`, `hub:owner/name`.
+    """
 
     source: str
     tokenizer: Literal["bytes", "gpt2"]
     shard_tokens: Annotated[int, Meta(ge=1, lt=2**31)]
     path: str = ""
     revision: str = ""
+    config: str = ""
+    split: str = "train"
+    column: str = "text"
     val_fraction: Fraction = 0.0
     """Share of a finite text kept from its end for validation; 0: the first shard is."""
     order: Literal["sequential", "random"] = "sequential"
     """`sequential` reads on as the reference does; `random` draws windows, shard by shard."""
+
+    @property
+    def hub_repo(self) -> str | None:
+        """`owner/name` on the Hub; None where the text is not from there."""
+        kind, colon, name = self.source.partition(":")
+        return name if colon and kind == "hub" else HUB_REPOS.get(self.source)
+
+    @property
+    def default_config(self) -> str:
+        return "sample-10BT" if self.source in HUB_REPOS else ""
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether `revision` is a commit of a repository, which never changes."""
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
 
 class TrainConfig(Section, frozen=True, kw_only=True):

@@ -7,9 +7,11 @@ any number of workers: a preparation that was cut short is taken up after its la
 """
 
 import argparse
+import dataclasses
 import fcntl
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -21,6 +23,7 @@ from msgspec.structs import replace
 from training.config import DataConfig
 from training.errors import DataError, TrainingError
 from training.events import append_event
+from training.hub_source import HubText
 from training.layout import (
     DATASET_JSON,
     DATASETS,
@@ -44,6 +47,8 @@ from training.splits import missing_shards
 
 CLAIMS = ".claims.json"
 """The `dataset.json` of an earlier preparation, while its shards are being verified."""
+FETCHED = "fetched"
+"""Below the folder: files of the Hub that are read now, or next."""
 NICENESS = 10
 """Of the program: what trains beside it has its cores before it."""
 
@@ -76,6 +81,8 @@ def prepare(
         shard_tokens=data.shard_tokens,
         val_fraction=data.val_fraction,
     )
+    if isinstance(source, HubText):
+        source = dataclasses.replace(source, folder=folder / FETCHED)
     with _locked(folder):
         dataset = _keep_good_shards(folder, fresh)
         if not dataset.complete:
@@ -95,6 +102,7 @@ def prepare(
         if not dataset.complete:
             dataset = replace(dataset, complete=True)
             write_dataset(folder, dataset)
+        shutil.rmtree(folder / FETCHED, ignore_errors=True)
         return dataset
 
 

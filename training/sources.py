@@ -16,6 +16,7 @@ from typing import Protocol
 
 from training.config import DataConfig
 from training.errors import DataError
+from training.hub_source import HubText, open_hub
 from training.layout import dataset_key
 
 _FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
@@ -35,8 +36,13 @@ class Source(Protocol):
         """Raises DataError where a document cannot be read."""
 
 
-def open_source(data: DataConfig) -> Source:
-    """The source that `data` names. Raises DataError where there is nothing to read."""
+def open_source(data: DataConfig) -> Source | HubText:
+    """The source that `data` names; one on the Hub is not asked for anything yet.
+
+    Raises DataError where there is nothing to read.
+    """
+    if data.hub_repo:
+        return open_hub(data)
     if data.source == "python-stdlib":
         source = _open_stdlib()
     elif data.source == "text":

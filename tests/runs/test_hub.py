@@ -1,0 +1,119 @@
+"""Runs on a data set of the Hub: the real clients, against a server on this machine."""
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.hub_server import Fault, HubServer, running_hub
+from tests.parquet_files import write_parquet
+from tests.runs.user import User, leave_nothing_running
+from training.layout import DATASET_JSON
+
+pytestmark = pytest.mark.slow
+
+REPO = "owner/texts"
+FILES = 6
+SOURCE = ("--set", f"data.source=hub:{REPO}", "--set", "train.steps=2000")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """It has `REPO`, of some 20,000 tokens a file, at a commit of its branch `main`."""
+    with running_hub(tmp_path / "hub", monkeypatch) as server:
+        chosen = random.Random(11)
+        names = ["the", "cat", "sat", "on", "a", "mat", *map(str, range(200))]
+        files: dict[str, Any] = {}
+        for number in range(FILES):
+            texts = [" ".join(chosen.choices(names, k=100)) for _ in range(150)]
+            path = write_parquet(tmp_path / f"{number}.parquet", texts)
+            files[f"data/train-{number:05d}-of-{FILES:05d}.parquet"] = path
+        server.commit(REPO, files)
+        yield server
+
+
+@pytest.fixture
+def user(hub: HubServer, tmp_path: Path) -> Iterator[User]:
+    (tmp_path / "user").mkdir()
+    somebody = User(tmp_path / "user", HF_ENDPOINT=hub.url)
+    yield somebody
+    leave_nothing_running(somebody)
+
+
+def launch(user: User, *options: str) -> list[str]:
+    return ["launch", str(user.recipe), "--yes", *user.to_store, *SOURCE, *options]
+
+
+def read_dataset(user: User) -> Any:
+    (path,) = user.node.glob(f"datasets/*/{DATASET_JSON}")
+    return json.loads(path.read_bytes())
+
+
+def hashes(user: User) -> dict[str, str]:
+    """Of every shard of a data set that is whole, by its name."""
+    dataset = read_dataset(user)
+    assert dataset["complete"]
+    assert not [*user.node.glob("datasets/*/fetched")]
+    return {shard["name"]: shard["sha256"] for shard in dataset["shards"]}
+
+
+def test_training_eats_shards_as_they_are_made_and_a_kill_in_the_middle_changes_none(
+    hub: HubServer, user: User, tmp_path: Path
+) -> None:
+    hub.inject(Fault(path="*/train-*", bytes_per_s=4_000, times=1000))
+    launched = user.json(*launch(user, "--detach"))
+    run_id = launched["run_id"]
+    deadline = time.monotonic() + 90
+    while (view := user.status(run_id))["shards"] < 2 or view["step"] < 30:
+        assert time.monotonic() < deadline, view
+        time.sleep(0.2)
+    user.kill(user.processes(run_id, "training.supervise"))
+    while user.processes(run_id):
+        assert time.monotonic() < deadline, "something outlived its supervisor"
+        time.sleep(0.1)
+    assert not read_dataset(user)["complete"]
+    hub.clear_faults()
+    hub.commit(REPO, {"data/train-00000-of-00006.parquet": None})  # the run keeps to its commit
+    resumed = user.json("launch", "--resume", run_id, "--yes", *user.to_store)
+    assert (resumed["state"], resumed["step"]) == ("succeeded", 2000)
+    assert user.events(run_id, "waiting_for_data")  # it began before the data was whole
+
+    (tmp_path / "clean").mkdir()
+    clean = User(tmp_path / "clean", HF_ENDPOINT=hub.url)
+    commit = json.loads((user.folder(run_id) / "run.json").read_bytes())["recipe"]["data"]
+    clean.run(*launch(clean, "--set", f"data.revision={commit['revision']}"))
+    assert hashes(clean) == hashes(user)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.source=hub:owner/text", "no data set 'owner/text'"),
+        ("data.revision=v9", "no revision 'v9'"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_told_before_anything_starts(
+    user: User, change: str, told: str
+) -> None:
+    assert told in user.run(*launch(user, "--set", change), exit_code=4).stderr
+    assert user.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.split=test", "train"),
+        ("data.column=words", "text"),
+        ("data.config=big", "config 'big'"),
+    ],
+)
+def test_a_part_that_the_data_set_lacks_fails_the_run_with_what_there_is(
+    user: User, change: str, told: str
+) -> None:
+    view = user.json(*launch(user, "--set", change), exit_code=4)
+    assert (view["state"], view["reason"]) == ("failed", "data")
+    assert told in view["message"] + view["hint"]
