@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from training.errors import DataError
@@ -86,7 +87,9 @@ def _batch_rows(parquet: pq.ParquetFile, column: str) -> int:
 
 
 def _clean(texts: pa.Array, first: int, path: Path) -> pa.LargeStringArray:
-    texts = texts.cast(pa.large_string()).fill_null("")
+    texts = pc.cast(texts, pa.large_string())
+    if texts.null_count:  # only then, as the first use of a scalar looks for pandas: half a second
+        texts = texts.fill_null("")
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid as error:
