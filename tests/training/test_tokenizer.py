@@ -9,6 +9,7 @@ import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.gpt2_vocabulary import link_vocabulary
 from training.config import TOKENIZER_VOCAB
 from training.errors import ConfigError
 from training.tokenizer import open_tokenizer
@@ -99,17 +100,34 @@ def test_an_unknown_tokenizer_names_those_there_are() -> None:
 
 
 def test_a_vocabulary_out_of_reach_says_where_to_put_it(tmp_path: Path) -> None:
+    told = open_without_network(tmp_path)
+    assert "neither in tiktoken's cache nor can it be downloaded" in told
+    assert "TIKTOKEN_CACHE_DIR" in told
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_vocabulary_that_fails_its_hash_is_never_used(tmp_path: Path, index: int) -> None:
+    link_vocabulary(tmp_path)
+    assert open_without_network(tmp_path) == ""
+    file = sorted(tmp_path.iterdir())[index]
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.unlink()
+    file.write_bytes(damaged)
+    assert "can it be downloaded" in open_without_network(tmp_path)
+
+
+def open_without_network(cache: Path) -> str:
+    """What is said of GPT-2's vocabulary where only `cache` may have it; nothing where it has."""
     program = (
         "from training.tokenizer import open_tokenizer\n"
         "from training.errors import DataError\n"
         "try: open_tokenizer('gpt2')\n"
         "except DataError as error: print(error.message, error.hint)\n"
     )
-    env = {**os.environ, "TIKTOKEN_CACHE_DIR": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+    env = {**os.environ, "TIKTOKEN_CACHE_DIR": str(cache), "https_proxy": "http://127.0.0.1:9"}
     for name in ("no_proxy", "NO_PROXY", "HTTPS_PROXY"):
         env.pop(name, None)
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
-    )
-    assert "neither in tiktoken's cache nor can it be downloaded" in result.stdout
-    assert "TIKTOKEN_CACHE_DIR" in result.stdout
+    return subprocess.run(
+        [sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
