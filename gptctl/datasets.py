@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from gptctl.errors import NotFoundError, UsageError
-from gptctl.order import check_text
+from gptctl.order import pin, with_data
 from gptctl.recipe import read_recipe
 from training.config import Recipe
 from training.dataset_store import StoredDataset, list_datasets, remove
@@ -51,18 +50,13 @@ def remove_dataset(store: Storage, text: str) -> tuple[str, int]:
 
 
 def choose_data(recipe: str, overrides: tuple[str, ...], path: Path | None) -> Recipe:
-    """The recipe, with the text at `path` (absolute) where one is given instead of its own data.
+    """The recipe, with the data at `path` (absolute) where one is given, at a commit if on the Hub.
 
-    Raises NotFoundError, UsageError, PlanRefusedError where there is no text.
+    Raises NotFoundError, UsageError, PlanRefusedError where there is nothing, and DataError as
+    `pin` does.
     """
     _, chosen = read_recipe(recipe, overrides)
-    data = chosen.data
-    if path is not None:
-        data = replace(data, source="text", path=str(path), revision="")
-    if data.source == "text" and data.path:
-        data = replace(data, path=str(Path(data.path).absolute()))
-        check_text(Path(data.path), globs=True)
-    return replace(chosen, data=data)
+    return pin(with_data(chosen, path, globs=True))
 
 
 def _row(found: StoredDataset) -> Row:

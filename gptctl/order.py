@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import date
-from glob import iglob
+from glob import escape, iglob
 from pathlib import Path
 
 from msgspec import Struct
@@ -12,11 +12,13 @@ from gptctl.backends import LOCAL, Backend, Wanted, parse_clouds
 from gptctl.errors import PlanRefusedError, UsageError
 from gptctl.plan import Limits, Plan, make_plan
 from gptctl.recipe import read_recipe
-from training.config import Recipe
+from training.config import TOKEN_SUFFIXES, DataConfig, Recipe
 from training.storage import node_environment
 
 TEXT_FOLDER = "text"
-"""Of a rented node's working folder, where a text from this machine is put."""
+"""Of a rented node's working folder, where data from this machine are put."""
+NANOGPT_META = "meta.pkl"
+"""Beside nanoGPT's files whose ids are of a vocabulary of their own. A file is brought without."""
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -51,7 +53,12 @@ def plan_order(
             "--region, --spot, --recover and --nodes are about rented machines",
             hint="`--cloud lambda` rents one",
         )
-    recipe, text = _find_text(recipe, order.data, is_local=is_local)
+    recipe = with_data(recipe, order.data, globs=is_local)
+    text = None
+    if recipe.data.takes_path and recipe.data.path and not is_local:
+        text = Path(recipe.data.path)
+        on_node = replace(recipe.data, path=f"{TEXT_FOLDER}/{text.name}")
+        recipe = replace(recipe, data=on_node)
     recipe = pin(recipe)
     if not is_local:
         node_environment(store)  # raises for a store that no other machine can reach
@@ -77,22 +84,48 @@ def plan_order(
     ), backend
 
 
-def _find_text(
-    recipe: Recipe, chosen: Path | None, *, is_local: bool
-) -> tuple[Recipe, Path | None]:
-    """The recipe as the node is to read it, and the text that has to be brought there."""
+def with_data(recipe: Recipe, path: Path | None, *, globs: bool) -> Recipe:
+    """The recipe, with the data at `path` (absolute) where that is given instead of its own.
+
+    Token files are taken as they are, all else is text. Raises UsageError where the recipe does
+    not take tokens, PlanRefusedError where there is nothing.
+    """
     data = recipe.data
-    if chosen is not None:
-        data = replace(data, source="text", path=str(chosen), revision="")
-    if data.source != "text" or not data.path:
-        return replace(recipe, data=data), None
-    path = Path(data.path).absolute()
-    if is_local:
-        check_text(path, globs=True)
-        return replace(recipe, data=replace(data, path=str(path))), None
-    check_text(path, globs=False)
-    on_node = replace(data, path=f"{TEXT_FOLDER}/{path.name}")
-    return replace(recipe, data=on_node), path
+    if path is not None:
+        data = replace(data, source="text", path=str(path), revision="")
+        if _holds_tokens(path):
+            data = _with_tokens(data)
+    if data.takes_path and data.path:
+        data = replace(data, path=str(Path(data.path).absolute()))
+        check_path(Path(data.path), globs=globs)
+    return replace(recipe, data=data)
+
+
+def _with_tokens(data: DataConfig) -> DataConfig:
+    path = Path(data.path)
+    if path.is_file() and path.with_name(NANOGPT_META).exists():
+        raise UsageError(
+            f"{path} holds ids of a vocabulary of its own, as {NANOGPT_META} beside it says",
+            hint="only tokens of GPT-2's vocabulary are taken; or give the text that they are of",
+        )
+    try:
+        return replace(data, source="tokens", val_fraction=0.0)
+    except ValueError as error:
+        raise UsageError(
+            f"{path} does not suit this recipe: {error}",
+            hint="`--set data.tokenizer=gpt2 --set model.vocab_size=50257` makes it one that does",
+        ) from error
+
+
+def _holds_tokens(path: Path) -> bool:
+    """Whether the file, or one that lies in the folder, or that the glob finds, holds token ids."""
+    try:
+        if path.is_file():
+            return path.suffix in TOKEN_SUFFIXES
+        pattern = f"{escape(str(path))}/*" if path.is_dir() else str(path)
+    except OSError:
+        return False  # as what cannot be read it is refused by `check_path`
+    return any(name.endswith(TOKEN_SUFFIXES) for name in iglob(pattern, recursive=True))  # noqa: PTH207
 
 
 def pin(recipe: Recipe) -> Recipe:
@@ -110,8 +143,8 @@ def pin(recipe: Recipe) -> Recipe:
     return replace(recipe, data=replace(data, revision=commit))
 
 
-def check_text(path: Path, *, globs: bool) -> None:
-    """Raises PlanRefusedError where this machine lacks the text that it would train on."""
+def check_path(path: Path, *, globs: bool) -> None:
+    """Raises PlanRefusedError where this machine lacks what it would train on."""
     hint = "`--data` takes a file, a folder or a glob such as 'books/*.txt'"
     if not globs:
         hint = "for a rented machine `--data` takes a file or a folder"

@@ -65,11 +65,15 @@ class ModelConfig(Section, frozen=True, kw_only=True):
 HUB_REPOS = {"fineweb": "HuggingFaceFW/fineweb", "fineweb-edu": "HuggingFaceFW/fineweb-edu"}
 """Data sets of the Hub that have a name of their own here."""
 
+TOKEN_SUFFIXES = (".bin", ".npy")
+"""Of files that hold token ids. Any other file is text."""
+
 
 class DataConfig(Section, frozen=True, kw_only=True):
-    """Where tokens come from. `path` belongs to the source `text`.
+    """Where tokens come from. `path` belongs to the sources `text` and `tokens`.
 
-    `config`, `split` and `column` belong to data sets on the Hub: `fineweb`, `hub:owner/name`.
+    `config`, `split` and `column` belong to texts on the Hub: `fineweb`, `hub:owner/name`. Of
+    `tokens` and `hub-shards:owner/name` the ids are ready made, by GPT-2's tokenizer.
     """
 
     source: str
@@ -85,11 +89,36 @@ class DataConfig(Section, frozen=True, kw_only=True):
     order: Literal["sequential", "random"] = "sequential"
     """`sequential` reads on as the reference does; `random` draws windows, shard by shard."""
 
+    def __post_init__(self) -> None:
+        if not self.is_tokens:
+            return
+        if self.tokenizer != "gpt2":
+            raise ValueError(
+                f"data.tokenizer={self.tokenizer!r} does not fit the source {self.source!r}, whose "
+                "tokens are ready made by 'gpt2'"
+            )
+        if self.val_fraction:
+            raise ValueError(
+                f"data.val_fraction={self.val_fraction} does not fit the source {self.source!r}: "
+                "files with `val` in their name are for validation, or else the first shard is"
+            )
+
     @property
     def hub_repo(self) -> str | None:
-        """`owner/name` on the Hub; None where the text is not from there."""
+        """`owner/name` on the Hub; None where the data are not from there."""
         kind, colon, name = self.source.partition(":")
-        return name if colon and kind == "hub" else HUB_REPOS.get(self.source)
+        is_hub = colon and kind in ("hub", "hub-shards")
+        return name if is_hub else HUB_REPOS.get(self.source)
+
+    @property
+    def is_tokens(self) -> bool:
+        """Whether the source holds token ids, and no text."""
+        return self.source == "tokens" or self.source.startswith("hub-shards:")
+
+    @property
+    def takes_path(self) -> bool:
+        """Whether the source is files of the user's own, at `path`."""
+        return self.source in ("text", "tokens")
 
     @property
     def default_config(self) -> str:
@@ -149,6 +178,10 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     tokens: Count
     until_loss: Annotated[float, Meta(gt=0.0)] | None = None
     """Nats per token; the run has succeeded at the first evaluation that is no higher."""
+    hellaswag: bool = False
+    """Score HellaSwag, too: 10,042 questions of four answers each."""
+    hellaswag_every: Count = 1000
+    """Steps from one score to the next; the finished model always gets one."""
 
 
 class CheckpointConfig(Section, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Where documents come from: the standard library of this Python, or the user's own text.
+"""Where data come from: the standard library of this Python, the user's own files, or the Hub.
 
 A source has a revision that follows from its content alone, so that equal text is prepared
 once, wherever it lies. Files without content are passed over.
@@ -12,12 +12,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import iglob
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from training.config import DataConfig
+from training.config import TOKENIZER_VOCAB, DataConfig
 from training.errors import DataError
 from training.hub_source import HubText, open_hub
 from training.layout import dataset_key
+
+if TYPE_CHECKING:
+    from training.hub_shards import HubShards
+    from training.token_files import TokenFiles
 
 _FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
 
@@ -36,20 +40,33 @@ class Source(Protocol):
         """Raises DataError where a document cannot be read."""
 
 
-def open_source(data: DataConfig) -> Source | HubText:
+def open_source(data: DataConfig) -> "Source | HubText | HubShards | TokenFiles":
     """The source that `data` names; one on the Hub is not asked for anything yet.
 
     Raises DataError where there is nothing to read.
     """
+    # What deals in ids needs numpy, and a node without it must still be able to say so.
+    if data.hub_repo and data.is_tokens:
+        from training.hub_shards import open_hub_shards  # noqa: PLC0415
+
+        return open_hub_shards(data)
     if data.hub_repo:
         return open_hub(data)
+    source: TextFiles | TokenFiles
     if data.source == "python-stdlib":
         source = _open_stdlib()
+    elif data.takes_path and not data.path:
+        raise DataError(f"the source {data.source} needs a path", hint="name it: `--data PATH`")
     elif data.source == "text":
         source = _open_text(data.path)
+    elif data.source == "tokens":
+        from training.token_files import open_token_files  # noqa: PLC0415
+
+        source = open_token_files(data.path, vocab_size=TOKENIZER_VOCAB[data.tokenizer])
     else:
         raise DataError(
-            f"this version prepares only python-stdlib and text, not {data.source}",
+            f"there is no source {data.source!r}: python-stdlib, text, tokens, fineweb, "
+            "fineweb-edu, hub:owner/name or hub-shards:owner/name",
             hint="train on your own text: `--data PATH`",
         )
     if data.revision not in ("", source.revision):
@@ -123,8 +140,6 @@ def _open_stdlib() -> TextFiles:
 
 
 def _open_text(where: str) -> TextFiles:
-    if not where:
-        raise DataError("the source text needs a path", hint="name it: `--data PATH`")
     paths = _find_files(Path(where).expanduser())
     if not paths:
         raise DataError(

@@ -1,8 +1,9 @@
 """What shards are made of: validation first, then training, from a text or from files.
 
 The token stream is, for each document, an end-of-text and then its tokens; documents run
-across shards. A text is read anew from its beginning, and the shards that exist are passed over;
-files are read on from where the last shard says that the next begins.
+across shards. Tokens that are ready made are taken as they are. A text is read anew from its
+beginning, and the shards that exist are passed over; files are read on from where the last shard
+says that the next begins.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,24 +16,27 @@ from training.config import DataConfig
 from training.encode import open_encoder, usable_workers
 from training.errors import ConfigError
 from training.layout import Dataset, Position
-from training.pipeline import FileSource, pack_files
+from training.pipeline import FileSource, Packed, pack_files
 from training.shards import Split, Tokens
 from training.sources import Source, text_after, text_before
+from training.token_packing import pack_tokens
+from training.token_source import TokenSource
 from training.tokenizer import Tokenizer, open_tokenizer
 
+AnySource = Source | FileSource | TokenSource
 SplitTokens = tuple[Split, Tokens, Position | None]
 """A shard to be written, and where the next begins."""
 
 
 def missing_shards(
-    source: Source | FileSource,
+    source: AnySource,
     data: DataConfig,
     dataset: Dataset,
     workers: int | None,
     say: Callable[[str], None],
 ) -> Generator[SplitTokens, None, None]:
     """The shards after those that `dataset` names."""
-    if isinstance(source, FileSource):
+    if isinstance(source, FileSource | TokenSource):
         yield from _split_files(source, data, dataset, workers or usable_workers(), say)
     else:
         pieces = _split_tokens(source, open_tokenizer(data.tokenizer), data)
@@ -41,7 +45,7 @@ def missing_shards(
 
 
 def _split_files(
-    source: FileSource,
+    source: FileSource | TokenSource,
     data: DataConfig,
     dataset: Dataset,
     workers: int,
@@ -53,23 +57,33 @@ def _split_files(
             f"{data.source} has no end to take data.val_fraction={data.val_fraction} from",
             hint="leave it out: the first shard is for validation",
         )
-    reference = open_tokenizer(data.tokenizer)
     done = len(dataset.shards)
     start = dataset.shards[-1].next if done else Position()
     skip = 0 if start else done  # shards that do not say where they end: made again, not written
+    if isinstance(source, TokenSource):
+        packed = pack_tokens(source, shard_tokens=data.shard_tokens, start=start or Position())
+    else:
+        packed = _encode_files(source, data, start or Position(), workers, say)
+    with closing(packed):
+        for index, (tokens, following) in enumerate(packed, done - skip):
+            if index >= done:
+                yield "train" if index else "val", tokens, following
+
+
+def _encode_files(
+    source: FileSource,
+    data: DataConfig,
+    start: Position,
+    workers: int,
+    say: Callable[[str], None],
+) -> Generator[Packed, None, None]:
+    reference = open_tokenizer(data.tokenizer)
     with closing(open_encoder(data.tokenizer, workers=workers)) as encoder:
         say(f"tokenizing with {encoder.name}, {workers} at once, checked by the reference")
-        packed = pack_files(
-            source,
-            encoder,
-            reference,
-            shard_tokens=data.shard_tokens,
-            start=start or Position(),
-        )
+        size = data.shard_tokens
+        packed = pack_files(source, encoder, reference, shard_tokens=size, start=start)
         with closing(packed):
-            for index, (tokens, following) in enumerate(packed, done - skip):
-                if index >= done:
-                    yield "train" if index else "val", tokens, following
+            yield from packed
 
 
 def _split_tokens(

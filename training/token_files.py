@@ -9,8 +9,8 @@ are found before anything is trained, and equal tokens have an equal revision in
 """
 
 import hashlib
-import re
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from glob import iglob
 from pathlib import Path
@@ -18,45 +18,42 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from training.config import TOKEN_SUFFIXES
 from training.errors import DataError
-from training.shards import MAGIC, Split, Tokens, open_shard
+from training.shards import MAGIC, Tokens, open_shard
+from training.token_source import is_validation
 
-SUFFIXES = (".bin", ".npy")
 PIECE_TOKENS = 2**22
-"""8 MiB: what of a file is looked at, or handed on, at a time."""
+"""8 MiB: what of a file is looked at at a time."""
 
-_VALIDATION = re.compile(r"(^|[^a-z])val(id|idation)?([^a-z]|$)")
 _LLAMA_MAGIC = 20240801
 """llm.c's shards of Llama 3's tokens, which are uint32."""
 _META = "meta.pkl"
 """Where nanoGPT keeps the vocabulary of characters that its own ids stand for."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenFile:
-    path: Path
-    split: Split
-    tokens: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenFiles:
-    """In the order of their names. Files with `val` in their name are for validation."""
+    """A `TokenSource`. In the order of their names, but those of validation come first."""
 
     revision: str
-    files: tuple[TokenFile, ...]
+    paths: tuple[Path, ...]
+    val_files: int
+    vocab_size: int
 
-    def count(self, split: Split) -> int:
-        return sum(file.tokens for file in self.files if file.split == split)
+    @property
+    def files(self) -> Sequence[str]:
+        return [path.name for path in self.paths]
 
-    def pieces(self, split: Split) -> Iterator[Tokens]:
-        """All ids of the split in order, (n,) uint16 each, mapped and not loaded.
+    def open(self, first: int) -> Generator[tuple[int, Tokens], None, None]:
+        """Of ids that are mapped, and not loaded.
 
         Raises DataError for a file that has been cut, or replaced by something else, since.
         """
-        for file in self.files:
-            if file.split == split:
-                yield from _pieces(open_tokens(file.path))
+        for number, path in enumerate(self.paths[first:], first):
+            tokens = open_tokens(path)
+            require_ids(path, tokens, vocab_size=self.vocab_size)
+            yield number, tokens
 
 
 def open_token_files(where: str, *, vocab_size: int) -> TokenFiles:
@@ -66,20 +63,26 @@ def open_token_files(where: str, *, vocab_size: int) -> TokenFiles:
     no such file, is cut, holds ids beyond the vocabulary, or leaves nothing to train on.
     """
     digest = hashlib.sha256()
-    files = []
-    for path in find_token_files(Path(where).expanduser()):
+    found = find_token_files(Path(where).expanduser())
+    paths = sorted(found, key=lambda path: not is_validation(path.name))
+    for path in paths:
         tokens = open_tokens(path)
-        split: Split = "val" if _VALIDATION.search(path.stem.lower()) else "train"
+        split = "val" if is_validation(path.name) else "train"
         digest.update(f"{split} {len(tokens)} ".encode())
         for piece in check_ids(path, tokens, vocab_size=vocab_size):
             digest.update(np.ascontiguousarray(piece, dtype="<u2").data)
-        files.append(TokenFile(path=path, split=split, tokens=len(tokens)))
-    if all(file.split == "val" for file in files):
+    val_files = sum(is_validation(path.name) for path in paths)
+    if val_files == len(paths):
         raise DataError(
-            f"{where} holds tokens for validation only: {', '.join(f.path.name for f in files)}",
+            f"{where} holds tokens for validation only: {', '.join(path.name for path in paths)}",
             hint="name the folder that has those for training, too",
         )
-    return TokenFiles(revision=digest.hexdigest()[:16], files=tuple(files))
+    return TokenFiles(
+        revision=digest.hexdigest()[:16],
+        paths=tuple(paths),
+        val_files=val_files,
+        vocab_size=vocab_size,
+    )
 
 
 def open_tokens(path: Path) -> Tokens:
@@ -93,7 +96,7 @@ def open_tokens(path: Path) -> Tokens:
         elif path.suffix == ".bin":
             tokens = open_shard(path) if _magic(path) == MAGIC else _open_raw(path)
         else:
-            raise _useless(path, f"it is no {' or '.join(SUFFIXES)} file")
+            raise _useless(path, f"it is no {' or '.join(TOKEN_SUFFIXES)} file")
     except OSError as error:
         raise _useless(path, error.strerror or str(error)) from error
     if not len(tokens):
@@ -103,8 +106,8 @@ def open_tokens(path: Path) -> Tokens:
 
 def check_ids(path: Path, tokens: Tokens, *, vocab_size: int) -> Iterator[Tokens]:
     """`tokens` piece by piece. Raises DataError at the first that holds an unknown id."""
-    start = 0
-    for piece in _pieces(tokens):
+    for start in range(0, len(tokens), PIECE_TOKENS):
+        piece = tokens[start : start + PIECE_TOKENS]
         if (largest := int(piece.max())) >= vocab_size:
             at = start + int(np.argmax(piece >= vocab_size))
             raise _useless(
@@ -112,13 +115,12 @@ def check_ids(path: Path, tokens: Tokens, *, vocab_size: int) -> Iterator[Tokens
                 f"token {at:,} is {tokens[at]}, and there are ids up to {largest} where the "
                 f"tokenizer has {vocab_size:,}",
             )
-        start += len(piece)
         yield piece
 
 
-def _pieces(tokens: Tokens) -> Iterator[Tokens]:
-    for start in range(0, len(tokens), PIECE_TOKENS):
-        yield tokens[start : start + PIECE_TOKENS]
+def require_ids(path: Path, tokens: Tokens, *, vocab_size: int) -> None:
+    """Raise DataError unless all of `tokens` are ids that the vocabulary has."""
+    deque(check_ids(path, tokens, vocab_size=vocab_size), maxlen=0)
 
 
 def find_token_files(where: Path) -> list[Path]:
@@ -131,7 +133,7 @@ def find_token_files(where: Path) -> list[Path]:
             found = [Path(name) for name in iglob(str(where), recursive=True)]  # noqa: PTH207
     except OSError as error:
         raise _useless(where, error.strerror or str(error)) from error
-    files = sorted(p for p in found if p.suffix in SUFFIXES and not p.name.startswith("."))
+    files = sorted(p for p in found if p.suffix in TOKEN_SUFFIXES and not p.name.startswith("."))
     if not files:
         raise DataError(
             f"there are no token files at {where}",

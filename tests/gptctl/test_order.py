@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from gptctl.errors import PlanRefusedError, UsageError
-from gptctl.order import Order, check_text, plan_order
+from gptctl.order import Order, check_path, plan_order
 from gptctl.plan import Limits
 from tests.gptctl.run_folder import OFFER, FakeBackend
 from training.errors import StorageError
@@ -169,13 +169,78 @@ def test_text_that_is_not_there_is_refused_before_anything_is_asked(tmp_path):
 
 
 def test_text_is_found_as_the_node_would_find_it(tmp_path, book):
-    check_text(book, globs=True)
-    check_text(tmp_path, globs=True)
-    check_text(tmp_path / "**" / "*.txt", globs=True)
+    check_path(book, globs=True)
+    check_path(tmp_path, globs=True)
+    check_path(tmp_path / "**" / "*.txt", globs=True)
     with pytest.raises(PlanRefusedError):
-        check_text(tmp_path / "*.md", globs=True)
+        check_path(tmp_path / "*.md", globs=True)
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    """A folder as nanoGPT's, beside what made it."""
+    folder = tmp_path / "tokens [1]"
+    folder.mkdir()
+    for name in ("train.bin", "val.bin", "prepare.py"):
+        (folder / name).write_bytes(b"\x01\x00" * 9)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "train.bin"])
+def test_token_files_are_told_from_text_and_brought_to_a_rented_machine_alike(tokens, name):
+    ordered = plan(Clouds(A100), data=tokens / name)
+
+    data = ordered.recipe.data
+    assert (data.source, data.path) == ("tokens", f"text/{name or tokens.name}")
+    assert ordered.text == tokens / name
+
+
+def test_token_files_may_be_a_glob_on_this_machine(tokens, tmp_path):
+    pattern = tmp_path / "tokens*" / "*.bin"
+    gpt2 = ("data.tokenizer=gpt2", "model.vocab_size=50257")
+    ordered = plan(Clouds(), recipe="shakespeare", store="folder", overrides=gpt2, data=pattern)
+
+    data = ordered.recipe.data
+    assert (data.source, data.path, data.val_fraction) == ("tokens", str(pattern), 0.0)
+
+
+def test_files_beside_which_token_files_only_lie_further_down_are_text(tokens, tmp_path):
+    (tmp_path / "book.txt").touch()
+    assert plan(Clouds(A100), data=tmp_path).recipe.data.source == "text"
+    assert plan(Clouds(A100), data=tokens / "prepare.py").recipe.data.source == "text"
+
+
+def test_tokens_need_a_recipe_of_gpt2s_tokenizer(tokens):
+    with pytest.raises(UsageError, match=r"data\.tokenizer='bytes' does not fit") as refused:
+        plan(Clouds(), recipe="shakespeare", store="folder", data=tokens)
+    assert "--set data.tokenizer=gpt2" in refused.value.hint
+
+
+def test_tokens_of_another_vocabulary_are_not_brought_to_a_rented_machine(tokens):
+    (tokens / "meta.pkl").touch()
+    with pytest.raises(UsageError, match=r"a vocabulary of its own, as meta\.pkl"):
+        plan(clouds := Clouds(A100), data=tokens / "train.bin")
+    assert clouds.asked is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.tokenizer=bytes", "whose tokens are ready made by 'gpt2'"),
+        ("data.val_fraction=0.1", "does not fit the source 'hub-shards:owner/name'"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_ready_made_tokens_is_refused(change, told):
+    changes = ("data.source=hub-shards:owner/name", change)
+    with pytest.raises(UsageError, match=told):
+        plan(Clouds(A100), overrides=changes)
+
+
+def test_a_recipe_of_tokens_without_a_path_is_told_to_name_them():
+    with pytest.raises(PlanRefusedError, match="trains on tokens that you choose"):
+        plan(Clouds(A100), overrides=("data.source=tokens",))
 
 
 def test_data_set_that_cannot_be_prepared_is_refused():
-    with pytest.raises(PlanRefusedError, match="fineweb"):
-        plan(Clouds(A100))
+    with pytest.raises(PlanRefusedError, match="no data source 'books'"):
+        plan(Clouds(A100), overrides=("data.source=books",))

@@ -49,16 +49,24 @@ def test_missing_text_is_named(tmp_path: Path, where: str) -> None:
         open_source(text_data(tmp_path / where))
 
 
-def test_text_needs_a_path() -> None:
-    with pytest.raises(DataError, match="needs a path"):
-        open_source(text_data(""))
+@pytest.mark.parametrize("source", ["text", "tokens"])
+def test_files_of_ones_own_need_a_path(source: str) -> None:
+    with pytest.raises(DataError, match=f"the source {source} needs a path"):
+        open_source(text_data("", source=source, tokenizer="gpt2"))
 
 
-@pytest.mark.parametrize("source", ["fineweb", "fineweb-edu", "hub:a/b"])
-def test_sources_of_later_versions_point_to_own_text(source: str) -> None:
-    with pytest.raises(DataError, match=f"only python-stdlib and text, not {source}") as caught:
-        open_source(text_data("", source=source))
+def test_an_unknown_source_is_told_which_there_are() -> None:
+    with pytest.raises(
+        DataError, match=r"no source 'books': python-stdlib, text, tokens"
+    ) as caught:
+        open_source(text_data("", source="books"))
     assert "--data PATH" in caught.value.hint
+
+
+@pytest.mark.parametrize("source", ["fineweb", "hub:a/b", "hub-shards:a/b"])
+def test_a_source_on_the_hub_must_be_at_a_commit(source: str) -> None:
+    with pytest.raises(DataError, match=f"{source} is at revision 'main', which may change"):
+        open_source(text_data("", source=source, tokenizer="gpt2"))
 
 
 def test_equal_text_has_an_equal_key_wherever_it_lies(tmp_path: Path) -> None:

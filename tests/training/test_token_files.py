@@ -52,7 +52,8 @@ def open_at(where: Path | str) -> TokenFiles:
 
 
 def read(files: TokenFiles, split: str) -> list[int]:
-    return [int(token) for piece in files.pieces(split) for token in piece]
+    wanted = range(files.val_files) if split == "val" else range(files.val_files, len(files.paths))
+    return [int(token) for number, ids in files.open(0) if number in wanted for token in ids]
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -62,7 +63,7 @@ def test_files_of_each_project_are_read_as_the_ids_that_it_wrote(
     files = open_at(write_both(tmp_path / "data", writer))
     assert read(files, "val") == IDS[:3]
     assert read(files, "train") == IDS
-    assert (files.count("val"), files.count("train")) == (3, len(IDS))
+    assert (files.files[0], files.val_files) == (WRITERS[writer][1], 1)
 
 
 def test_equal_tokens_have_one_revision_in_every_format_and_others_another(tmp_path: Path) -> None:
@@ -96,17 +97,18 @@ def test_shards_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 def test_a_name_that_only_contains_val_is_not_for_validation(tmp_path: Path) -> None:
     write_nanogpt(tmp_path / "valley.bin", IDS)
     write_nanogpt(tmp_path / "interval.bin", IDS)
-    assert open_at(tmp_path).count("val") == 0
+    assert open_at(tmp_path).val_files == 0
 
 
-def test_pieces_are_mapped_and_no_longer_than_stated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_files, "PIECE_TOKENS", 3)
+def test_ids_are_mapped_and_not_loaded(tmp_path: Path) -> None:
     write_nanogpt(tmp_path / "train.bin", IDS)
-    pieces = list(open_at(tmp_path).pieces("train"))
-    assert [len(piece) for piece in pieces] == [3, 3, 2]
-    assert all(isinstance(piece, np.memmap) for piece in pieces)
+    assert all(isinstance(ids, np.memmap) for _, ids in open_at(tmp_path).open(0))
+
+
+def test_files_are_read_from_any_of_them_on(tmp_path: Path) -> None:
+    for index in range(3):
+        write_llmc(tmp_path / f"x_train_{index:06d}.bin", [index])
+    assert [(n, ids.tolist()) for n, ids in open_at(tmp_path).open(1)] == [(1, [1]), (2, [2])]
 
 
 @pytest.mark.parametrize("writer", WRITERS)
