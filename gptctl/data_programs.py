@@ -1,8 +1,6 @@
 """Making and checking token shards on this machine, by programs of the node."""
 
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +8,17 @@ import msgspec
 from msgspec import Struct
 
 from gptctl.errors import BackendError
-from gptctl.programs import training_program
+from gptctl.programs import program_events, training_program
 from training import errors as training_errors
 from training.config import Recipe
-from training.errors import TrainingError
-from training.events import parse_lines
+from training.layout import tokens_wanted
 
-GRACE_S = 10.0
-"""For a program that was asked to end."""
 PATIENCE_S = 300.0
 """With a store that fails, when all else is done."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
-    """How far a preparation is after `seconds`, in which `made_tokens` of the `tokens` were made.
+    """How far a preparation is after `seconds`, in which `made_tokens` of the `tokens` came to be.
 
     `total_tokens` is an estimate; None: unknown.
     """
@@ -46,14 +41,19 @@ class Progress(Struct, frozen=True, kw_only=True):
 
 
 class Prepared(Struct, frozen=True, kw_only=True):
-    """A complete data set in `folder`. `made`, `sent`: shards written, shards the store lacked."""
+    """A data set in `folder`, `complete` or as much as its recipe needs.
+
+    `made`, `fetched`, `sent`: shards written, shards the store gave, shards it lacked.
+    """
 
     key: str
     folder: Path
     store: str
     shards: int
     tokens: int
+    complete: bool
     made: int
+    fetched: int
     sent: int
     seconds: float
 
@@ -87,12 +87,14 @@ def prepare(
     clock: Callable[[], float],
     show: Callable[[Progress], None],
     tell: Callable[[str], None],
+    whole: bool = False,
     patience_s: float = PATIENCE_S,
 ) -> Prepared:
     """The recipe's data set in `to/datasets/<key>`, and in the store; `show` hears of each shard.
 
-    Ended by Ctrl-C, it goes on there the next time. Raises the TrainingError that it fails with;
-    StorageUnavailableError where all is here and the store failed for `patience_s`; BackendError.
+    As much as a run of the recipe needs, or the `whole` of it. Ended by Ctrl-C, it goes on there
+    the next time. Raises the TrainingError that it fails with; StorageUnavailableError where all
+    is here and the store failed for `patience_s`; BackendError.
     """
     command = training_program(
         "prepare_here",
@@ -101,17 +103,20 @@ def prepare(
         f"--block-size={recipe.model.block_size}",
         f"--patience-s={patience_s}",
         f"--data={msgspec.json.encode(recipe.data).decode()}",
+        *([] if whole else [f"--train-tokens={tokens_wanted(recipe)}"]),
     )
     started = clock()
     opened: dict[str, Any] = {}
-    made = made_tokens = 0
-    for event in _events(command, what="the data could not be prepared"):
+    made = made_tokens = fetched = 0
+    for event in program_events(command, what="the data could not be prepared"):
         seconds = clock() - started
         match event["event"]:
             case "opened":
                 opened = event
             case "shard":
-                made, made_tokens = made + 1, made_tokens + event["tokens"]
+                fetched += event["is_fetched"]
+                made += not event["is_fetched"]
+                made_tokens += event["tokens"]
                 show(
                     Progress(
                         shards=event["shards"],
@@ -126,7 +131,9 @@ def prepare(
             case "prepared":
                 tell(f"{event['shards']:,} shards are ready; sending what the store lacks ...")
             case "ready":
-                return _finish(opened, event, store=store, made=made, seconds=seconds)
+                return _finish(
+                    opened, event, store=store, made=made, fetched=fetched, seconds=seconds
+                )
     raise BackendError("the preparation ended without a word", hint="try once more")
 
 
@@ -140,7 +147,7 @@ def verify(path: Path, *, show: Callable[[CheckedFile], None]) -> Checked:
     complete = None
     # A path may begin with a dash.
     command = training_program("verify_data", "--", str(path))
-    for event in _events(command, what=f"{path} could not be checked"):
+    for event in program_events(command, what=f"{path} could not be checked"):
         match event["event"]:
             case "file":
                 files.append(msgspec.convert(event, CheckedFile))
@@ -153,7 +160,13 @@ def verify(path: Path, *, show: Callable[[CheckedFile], None]) -> Checked:
 
 
 def _finish(
-    opened: dict[str, Any], ready: dict[str, Any], *, store: str, made: int, seconds: float
+    opened: dict[str, Any],
+    ready: dict[str, Any],
+    *,
+    store: str,
+    made: int,
+    fetched: int,
+    seconds: float,
 ) -> Prepared:
     if ready["unsent"]:
         raise training_errors.StorageUnavailableError(
@@ -166,48 +179,9 @@ def _finish(
         store=store,
         shards=ready["shards"],
         tokens=ready["all_tokens"],
+        complete=ready["complete"],
         made=made,
+        fetched=fetched,
         sent=ready["sent"],
         seconds=seconds,
     )
-
-
-def _events(command: list[str], *, what: str) -> Iterator[dict[str, Any]]:
-    """What the program says, as it says it; it ends with us, however we end.
-
-    Raises the error that it reports, BackendError where it died without a word.
-    """
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                for event in parse_lines(line):
-                    if event["event"] == "error":
-                        raise _as_raised(event)
-                    yield event
-        except BaseException:
-            _end(process)
-            raise
-        if process.wait():
-            errors.seek(0)
-            words = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-            raise BackendError(f"{what}: {words or 'no word of why'}", hint="try once more")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
-def _as_raised(event: dict[str, Any]) -> TrainingError:
-    kind = getattr(training_errors, event["kind"], TrainingError)
-    error: TrainingError = kind(event["message"], hint=event["hint"])
-    return error

@@ -1,14 +1,17 @@
-"""Questions in the published form of HellaSwag, and a server that has them."""
+"""Questions in the published form of HellaSwag, and a Hub that has them."""
 
-import hashlib
-import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-from training.hellaswag_source import Published
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.hub_server import HubServer
+from training.hellaswag_published import Published
+from training.layout import sha256_file
+
+REPO = "owner/questions"
+PATH = "data/validation-00000-of-00001.parquet"
 
 _SCENES = [
     ("Baking bread", "A man weighs flour into a bowl.", "he"),
@@ -55,47 +58,16 @@ def make_questions(count: int) -> list[dict[str, Any]]:
     return questions
 
 
-def as_jsonl(questions: list[dict[str, Any]]) -> bytes:
-    return b"".join(json.dumps(question).encode() + b"\n" for question in questions)
+def write_questions(path: Path, questions: list[dict[str, Any]]) -> Path:
+    """As the Hub has them: parquet, labels as text, columns that do not count for the score."""
+    rows = [{**question, "label": str(question["label"])} for question in questions]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
 
 
-class Server:
-    """Answers each request with the next of `faults`, then with `body`."""
-
-    def __init__(self, body: bytes, url: str) -> None:
-        self.body = body
-        self.url = url
-        self.requests = 0
-        self.faults: list[str] = []
-
-    def published(self, *, examples: int, sha256: str | None = None) -> Published:
-        digest = sha256 or hashlib.sha256(self.body).hexdigest()
-        return Published(url=self.url, sha256=digest, examples=examples)
-
-
-@contextmanager
-def serve(body: bytes) -> Iterator[Server]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            server.requests += 1
-            fault = server.faults.pop(0) if server.faults else ""
-            if fault == "503":
-                self.send_error(503)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(server.body)))
-            self.end_headers()
-            self.wfile.write(server.body[: len(server.body) // 2 if fault == "cut" else None])
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        server = Server(body, f"http://127.0.0.1:{http.server_port}/hellaswag_val.jsonl")
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield server
-        finally:
-            http.shutdown()
-            thread.join()
+def publish(hub: HubServer, file: Path, *, examples: int) -> Published:
+    """`file` on the Hub, at a commit of its own."""
+    commit = hub.commit(REPO, {PATH: file})
+    return Published(
+        repo=REPO, commit=commit, path=PATH, sha256=sha256_file(file), examples=examples
+    )

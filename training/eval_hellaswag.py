@@ -1,7 +1,7 @@
 """A checkpoint's score on HellaSwag: `python -m training.eval_hellaswag --checkpoint FOLDER`.
 
-Prints the score as one line of JSON, and how far it is to stderr. Computes in fp32, on a GPU
-when there is one. The rendered examples are kept in the folder given by `--data`.
+Tells on stdout (`training.told_parent`): `batch` (batches done, of how many), `scored`. Computes in
+fp32, on a GPU when there is one. The rendered examples are kept below the folder of `--data`.
 """
 
 import argparse
@@ -11,25 +11,25 @@ from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
-import msgspec
 import torch
+from msgspec.structs import asdict
 
 from training import manifest
 from training.checkpoint import load_model, read_state
 from training.distributed import ALONE
-from training.errors import TrainingError
 from training.hellaswag import read_examples
+from training.hellaswag_published import VALIDATION, Published
 from training.hellaswag_score import Score, plan_batches, score
-from training.hellaswag_source import VALIDATION, Published, prepare_hellaswag
+from training.hellaswag_source import prepare_hellaswag
 from training.model import GPT
-from training.processes import end_with_parent
 from training.tokenizer import open_tokenizer
+from training.told_parent import run_program, say
 
-REPORT_EVERY_S = 10.0
+REPORT_EVERY_S = 1.0
 
 
 def score_checkpoint(
-    checkpoint: Path, folder: Path, *, limit: int | None, published: Published = VALIDATION
+    checkpoint: Path, datasets: Path, *, limit: int | None, published: Published = VALIDATION
 ) -> Score:
     """Over all examples, or the first `limit`.
 
@@ -38,12 +38,10 @@ def score_checkpoint(
     manifest.verify(checkpoint)
     recipe = read_state(checkpoint).recipe
     tokenizer = open_tokenizer(recipe.data.tokenizer)
-    path = prepare_hellaswag(folder, tokenizer, published=published)
+    path = prepare_hellaswag(datasets, tokenizer, published=published)
     examples = read_examples(path, vocab_size=tokenizer.vocab_size)[:limit]
-    shape = {
-        "block_size": recipe.model.block_size,
-        "micro_batch_size": recipe.train.micro_batch_size,
-    }
+    block_size, micro_batch_size = recipe.model.block_size, recipe.train.micro_batch_size
+    batches = plan_batches(examples, block_size=block_size, micro_batch_size=micro_batch_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = GPT(recipe.model)
     load_model(checkpoint, model)
@@ -52,8 +50,9 @@ def score_checkpoint(
         examples,
         ranks=replace(ALONE, device=device),
         autocast=nullcontext,
-        on_batch=_Countdown(len(plan_batches(examples, **shape))),
-        **shape,
+        on_batch=_Countdown(len(batches)),
+        block_size=block_size,
+        micro_batch_size=micro_batch_size,
     )
 
 
@@ -69,27 +68,26 @@ class _Countdown:
         self._done += 1
         if monotonic() - self._said >= REPORT_EVERY_S:
             self._said = monotonic()
-            sys.stderr.write(f"{self._done:,} of {self._batches:,} batches\n")
+            say("batch", done=self._done, batches=self._batches)
 
 
-def main(argv: list[str], published: Published = VALIDATION) -> str | int:
+def main(argv: list[str], published: Published = VALIDATION) -> int:
     parser = argparse.ArgumentParser(prog="training.eval_hellaswag", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder of the examples")
+    parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
     parser.add_argument("--limit", type=int, help="score only so many, the first ones")
     arguments = parser.parse_args(argv)
     if arguments.limit is not None and arguments.limit < 1:
         parser.error("--limit is at least 1")
-    try:
+
+    def work() -> None:
         found = score_checkpoint(
             arguments.checkpoint, arguments.data, limit=arguments.limit, published=published
         )
-    except TrainingError as error:
-        return error.report
-    print(msgspec.json.encode(found).decode())
-    return 0
+        say("scored", **asdict(found))
+
+    return run_program(work)
 
 
 if __name__ == "__main__":
-    end_with_parent()
     sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,6 @@ from training.layout import FileEntry, write_atomic
 from training.shards import HEADER_BYTES, HEADER_INTS, TOKEN_BYTES, translating_write_errors
 
 FILE_NAME = "hellaswag_val.bin"
-"""Beside the token shards: it belongs to their tokenizer."""
 ENDINGS = 4
 MAGIC = 20240522
 VERSION = 1
@@ -36,6 +35,11 @@ class Example:
     context: Ids
     endings: tuple[Ids, ...]
     label: int
+
+
+def examples_path(datasets: Path, tokenizer: str) -> Path:
+    """Where the examples lie: beside the data sets, once for each tokenizer."""
+    return datasets / f"hellaswag-{tokenizer}" / FILE_NAME
 
 
 def write_examples(path: Path, examples: Sequence[Example]) -> FileEntry:

@@ -27,6 +27,10 @@ from training.model import IGNORED
 WIDTH_STEP = 64
 
 
+class ScoringStopped(Exception):  # noqa: N818
+    """A rank was told to end before all had their share; raised on all ranks at once."""
+
+
 class Score(Struct, frozen=True, kw_only=True):
     """Shares of `count` examples. Of `cut` of them the model saw only the end: its block is short.
 
@@ -57,11 +61,13 @@ def score(
     ranks: Ranks,
     autocast: Callable[[], AbstractContextManager[None]],
     on_batch: Callable[[], None] = lambda: None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> Score:
     """Every rank calls it with the same examples and gets the same score.
 
     `micro_batch_size` is that of training: rows of a forward pass, never fewer than four.
-    Raises NotFiniteError, on all ranks at once.
+    `is_stopping` is asked before each batch. Raises NotFiniteError and ScoringStopped, on all
+    ranks at once.
     """
     losses = ending_losses(
         model,
@@ -71,6 +77,7 @@ def score(
         ranks=ranks,
         autocast=autocast,
         on_batch=on_batch,
+        is_stopping=is_stopping,
     )
     if not np.isfinite(losses).all():
         raise NotFiniteError(
@@ -113,12 +120,19 @@ def ending_losses(
     ranks: Ranks,
     autocast: Callable[[], AbstractContextManager[None]],
     on_batch: Callable[[], None] = lambda: None,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> NDArray[np.float64]:
-    """Summed loss of each ending in nats, (examples, 4), the same on every rank."""
+    """Summed loss of each ending in nats, (examples, 4), the same on every rank.
+
+    Raises ScoringStopped.
+    """
     was_training = model.training
     model.eval()
+    is_stopped = False
     losses = torch.zeros(len(examples), ENDINGS, dtype=torch.float64, device=ranks.device)
     for batch in batches[ranks.rank :: ranks.world_size]:
+        if is_stopped := is_stopping():
+            break
         inputs, targets = make_rows([examples[i] for i in batch.examples], batch, block_size)
         with autocast():
             of_tokens = model(inputs.to(ranks.device), targets.to(ranks.device), reduction="none")
@@ -126,6 +140,8 @@ def ending_losses(
         losses[list(batch.examples)] = of_endings[: len(batch.examples)]
         on_batch()
     model.train(was_training)
+    if any(ranks.agree(is_stopped)):
+        raise ScoringStopped
     # Each row was filled by one rank and is 0 on the others: the sum is exact.
     return ranks.all_sum(losses).cpu().numpy()
 

@@ -2,50 +2,31 @@
 
 Zellers et al. 2019, "HellaSwag: Can a Machine Really Finish Your Sentence?"; MIT licence. The
 text is taken as it is, the markers of WikiHow included, as llm.c and build-nanogpt take it:
-a harness that rewrites it gives other scores.
+a harness that rewrites it gives other scores. From the authors' repository on the Hub: theirs on
+GitHub was reported to answer no more (451).
 """
 
-import hashlib
-from contextlib import suppress
-from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from time import sleep
-from typing import Annotated
-from urllib.error import HTTPError
-from urllib.request import urlopen
+from typing import Annotated, Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from msgspec import Meta, Struct
 
 from training.errors import DataError
-from training.hellaswag import ENDINGS, FILE_NAME, Example, read_examples, write_examples
+from training.hellaswag import ENDINGS, Example, examples_path, read_examples, write_examples
+from training.hellaswag_published import VALIDATION, Published
+from training.hub import list_files
+from training.hub_asking import PATIENCE, Patience
+from training.hub_fetch import fetch_ahead
+from training.processes import exclusive
+from training.shards import translating_write_errors
 from training.tokenizer import Tokenizer
-
-TIMEOUT_S = 30.0
-RETRIES_AFTER_S = (1.0, 4.0, 10.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """A file of questions, one JSON object a line."""
-
-    url: str
-    sha256: str
-    examples: int
-
-
-VALIDATION = Published(
-    url="https://raw.githubusercontent.com/rowanz/hellaswag/"
-    "a29ff8e9a04bba4bd6588223785ce105328adc57/data/hellaswag_val.jsonl",
-    # As huggingface/datasets recorded it in datasets/hellaswag/dataset_infos.json.
-    sha256="0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
-    examples=10_042,
-)
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """One line; the fields that do not count for the score are passed over."""
+    """One row; the columns that do not count for the score are not read."""
 
     ctx: Annotated[str, Meta(min_length=1)]
     endings: Annotated[tuple[str, ...], Meta(min_length=ENDINGS, max_length=ENDINGS)]
@@ -53,19 +34,30 @@ class Question(Struct, frozen=True, kw_only=True):
 
 
 def prepare_hellaswag(
-    folder: Path, tokenizer: Tokenizer, *, published: Published = VALIDATION
+    datasets: Path,
+    tokenizer: Tokenizer,
+    *,
+    published: Published = VALIDATION,
+    patience: Patience = PATIENCE,
 ) -> Path:
-    """The file of rendered examples in `folder`, made where it is missing or damaged.
+    """The file of rendered examples below `datasets`, made where it is missing or damaged.
 
-    Raises DataError where the questions cannot be had, NoSpaceError.
+    While another process makes it, this one waits. Raises DataError where the questions cannot be
+    had, NoSpaceError.
     """
-    path = folder / FILE_NAME
-    with suppress(DataError):  # none yet, or one that is not whole
-        if len(read_examples(path, vocab_size=tokenizer.vocab_size)) == published.examples:
-            return path
-    questions = parse_questions(fetch(published), published)
-    write_examples(path, [render(question, tokenizer) for question in questions])
+    path = examples_path(datasets, tokenizer.name)
+    with translating_write_errors(path), exclusive(path.parent / ".lock"):
+        if not _is_whole(path, tokenizer, published):
+            questions = fetch(published, path.parent, patience=patience)
+            write_examples(path, [render(question, tokenizer) for question in questions])
     return path
+
+
+def _is_whole(path: Path, tokenizer: Tokenizer, published: Published) -> bool:
+    try:
+        return len(read_examples(path, vocab_size=tokenizer.vocab_size)) == published.examples
+    except DataError:
+        return False
 
 
 def render(question: Question, tokenizer: Tokenizer) -> Example:
@@ -77,45 +69,42 @@ def render(question: Question, tokenizer: Tokenizer) -> Example:
     )
 
 
-def parse_questions(data: bytes, published: Published) -> list[Question]:
-    """Raises DataError unless they are as many as were published, and each is whole."""
-    questions = []
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            questions.append(msgspec.json.decode(line, type=Question))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise _not_as_published(published, f"line {number:,}: {error}") from error
-    if len(questions) != published.examples:
-        what = f"it has {len(questions):,} examples, not {published.examples:,}"
+def fetch(published: Published, folder: Path, *, patience: Patience = PATIENCE) -> list[Question]:
+    """The published questions; the file lies in `folder` only while it is read.
+
+    Raises DataError: out of reach, or not as published; NoSpaceError.
+    """
+    (file,) = list_files(published.repo, published.commit, published.path, patience=patience)
+    if file.sha256 != published.sha256:
+        what = f"its sha256 is {file.sha256}, not {published.sha256}"
         raise _not_as_published(published, what)
+    questions: list[Question] = []
+    for path in fetch_ahead(published.repo, published.commit, [file], folder, patience=patience):
+        questions = read_questions(path, published)
     return questions
 
 
-def fetch(published: Published) -> bytes:
-    """The published file, 12 MB, its hash checked. Raises DataError after the last retry."""
-    for wait_s in (*RETRIES_AFTER_S, None):
-        try:
-            with urlopen(published.url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - our own URL
-                data: bytes = answer.read()
-        except (OSError, HTTPException) as error:  # URLError is an OSError
-            if isinstance(error, HTTPError):
-                error.close()  # it is the answer, too
-            if wait_s is None:
-                raise DataError(
-                    f"HellaSwag cannot be fetched from {published.url}: {error}",
-                    hint="let this machine reach it, or train without a HellaSwag score",
-                ) from error
-            sleep(wait_s)
-        else:
-            break
-    found = hashlib.sha256(data).hexdigest()
-    if found != published.sha256:
-        raise _not_as_published(published, f"its sha256 is {found}, not {published.sha256}")
-    return data
+def read_questions(path: Path, published: Published) -> list[Question]:
+    """Raises DataError unless they are as many as were published, and each is whole."""
+    try:
+        rows = pq.read_table(path, columns=list(Question.__struct_fields__)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise _not_as_published(published, f"it cannot be read: {error}") from error
+    if len(rows) != published.examples:
+        what = f"it has {len(rows):,} examples, not {published.examples:,}"
+        raise _not_as_published(published, what)
+    return [_as_question(row, number, published) for number, row in enumerate(rows, start=1)]
+
+
+def _as_question(row: dict[str, Any], number: int, published: Published) -> Question:
+    try:
+        return msgspec.convert(row, Question, strict=False)  # labels are text there: "0" to "3"
+    except msgspec.ValidationError as error:
+        raise _not_as_published(published, f"row {number:,}: {error}") from error
 
 
 def _not_as_published(published: Published, what: str) -> DataError:
     return DataError(
-        f"{published.url} is not HellaSwag as it was published: {what}",
-        hint="something on the way changed it, such as a proxy's page; fetch it by another way",
+        f"{published.path} of {published.repo} is not HellaSwag as it was published: {what}",
+        hint="something on the way changed it; is HF_ENDPOINT, if it is set, a faithful mirror?",
     )

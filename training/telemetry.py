@@ -23,14 +23,14 @@ class Telemetry:
         self._paths = paths
         self._is_first = is_first
 
-    def forget_after(self, step: int) -> set[int]:
-        """Drop metrics that training from `step` will write again; the steps evaluated before."""
+    def forget_after(self, step: int) -> set[tuple[int, str]]:
+        """Drop metrics that training from `step` will write again; (step, name) of the others."""
         path = self._paths.metrics
         if not self._is_first or not path.exists():
             return set()
         lines = [line for line in parse_lines(path.read_bytes()) if line["step"] <= step]
         write_atomic(path, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-        return {line["step"] for line in lines if "val_loss" in line}
+        return {(line["step"], name) for line in lines for name in line}
 
     def report_step(
         self, step: int, *, loss: float, lr: float, grad_norm: float, seconds: float
@@ -57,6 +57,28 @@ class Telemetry:
         self._metric(step, val_loss=val_loss, seconds=seconds)
         self.event("evaluated", step=step, seconds=seconds)  # metrics are told again, events once
         self.say(f"step {step}/{self._train.steps}  val loss {val_loss:.4f}  {seconds:.1f} s")
+
+    def report_hellaswag(
+        self, step: int, *, acc: float, acc_norm: float, examples: int, cut: int, seconds: float
+    ) -> None:
+        """Shares of `examples`, of which `cut` were longer than the model's block."""
+        self._metric(
+            step,
+            hellaswag_acc=acc,
+            hellaswag_acc_norm=acc_norm,
+            examples=examples,
+            cut=cut,
+            seconds=seconds,
+        )
+        self.event("hellaswag_scored", step=step, seconds=seconds)
+        self.say(
+            f"step {step}/{self._train.steps}  HellaSwag acc_norm {acc_norm:.4f}  acc {acc:.4f}  "
+            f"{examples:,} examples, {cut:,} of them cut  {seconds:.1f} s"
+        )
+
+    def report_no_hellaswag(self, step: int, *, why: str, seconds: float) -> None:
+        self.event("hellaswag_skipped", step=step, why=why, seconds=seconds)
+        self.say(f"step {step}/{self._train.steps}  no HellaSwag score: {why}")
 
     def report_checkpoint(self, step: int, stall_s: float, write_s: float) -> None:
         self.event("checkpoint_saved", step=step, stall_s=stall_s, write_s=write_s)

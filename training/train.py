@@ -26,6 +26,8 @@ from training.distributed import Ranks, join_ranks
 from training.errors import NotFiniteError, TrainingError
 from training.evaluate import ValidationSet, validation_loss
 from training.events import append_event
+from training.hellaswag import examples_path
+from training.hellaswag_run import HellaSwag
 from training.layout import RunPaths, RunRecord, Shard, decode
 from training.model import GPT
 from training.node_error import read_node_error
@@ -73,6 +75,16 @@ class Trainer:
             ranks=ranks,
         ) or TrainerState(step=0, tokens=0, best_val_loss=None, recipe=self.recipe)
 
+        self.hellaswag = HellaSwag(
+            recipe=self.recipe,
+            path=examples_path(dataset.parent, self.recipe.data.tokenizer),
+            events=paths.events,
+            micro_batch_size=self.micro_batch_size,
+            ranks=ranks,
+            telemetry=self.telemetry,
+            autocast=self.autocast,
+            is_stopping=lambda: stop.is_set,
+        )
         self.validation = self.wait_for_validation_set(dataset)
         self.batches = BatchLoader(
             TrainingTokens(dataset, self.recipe.data),
@@ -100,12 +112,17 @@ class Trainer:
         step, last = self.state.step, self.train.steps
         stopping = False
         while True:
-            if is_due(step, self.recipe.eval.every, last=last) and not self.is_evaluated(step):
+            is_at_target = False
+            if is_due(step, self.recipe.eval.every, last=last) and not self.is_measured(
+                step, "val_loss"
+            ):
                 self.evaluate(step)
-                if self.is_at_target:
-                    self.save(step)
-                    self.telemetry.event("target_reached", step=step)
-                    break
+                is_at_target = self.is_at_target
+            self.score_hellaswag(step, is_last=is_at_target or step == last)
+            if is_at_target:
+                self.save(step)
+                self.telemetry.event("target_reached", step=step)
+                break
             if step == last:
                 break
             if not self.wait_until(lambda: self.batches.has(step)):  # noqa: B023 - called at once
@@ -186,6 +203,13 @@ class Trainer:
         self.state = msgspec.structs.replace(self.state, best_val_loss=best)
         self.telemetry.report_evaluation(step, val_loss=val_loss, seconds=perf_counter() - started)
 
+    def score_hellaswag(self, step: int, *, is_last: bool) -> None:
+        """Where it is due. Before the first step there is nothing to score."""
+        settings = self.recipe.eval
+        is_due_now = is_last or (step > 0 and step % settings.hellaswag_every == 0)
+        if settings.hellaswag and is_due_now and not self.is_measured(step, "hellaswag_acc_norm"):
+            self.hellaswag.measure(self.forward, step, is_last=is_last)
+
     @property
     def is_at_target(self) -> bool:
         best, target = self.state.best_val_loss, self.recipe.eval.until_loss
@@ -199,10 +223,10 @@ class Trainer:
         )
         self.writer.save(self.model, self.optimizers, self.state)
 
-    def is_evaluated(self, step: int) -> bool:
+    def is_measured(self, step: int, name: str) -> bool:
         """Rank 0 knows what an earlier life measured; the others follow."""
-        (evaluated,) = self.ranks.agree(step in self.measured)
-        return evaluated
+        (measured,) = self.ranks.agree((step, name) in self.measured)
+        return measured
 
     def wait_for_validation_set(self, folder: Path) -> ValidationSet:
         """The validation shard is written first; training needs no more than it to be set up."""

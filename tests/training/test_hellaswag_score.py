@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from tests.hellaswag_questions import as_jsonl, make_questions, serve
+from tests.hellaswag_questions import make_questions, publish, write_questions
+from tests.hub_server import running_hub
 from tests.tiny import make_recipe
 from training.checkpoint import CheckpointWriter, TrainerState
 from training.config import ModelConfig
@@ -20,7 +22,13 @@ from training.errors import NotFiniteError
 from training.eval_hellaswag import main
 from training.export import rename_for_transformers, transformers_config
 from training.hellaswag import Example
-from training.hellaswag_score import Score, ending_losses, plan_batches, score
+from training.hellaswag_score import (
+    Score,
+    ScoringStopped,
+    ending_losses,
+    plan_batches,
+    score,
+)
 from training.hellaswag_source import Question, render
 from training.model import GPT
 from training.optimizer import Optimizers
@@ -254,8 +262,30 @@ def test_two_ranks_get_the_score_of_one(tmp_path: Path) -> None:
     assert ran.stdout.splitlines() == [expected] * 2
 
 
+def test_scoring_ends_between_batches_where_it_is_told_to() -> None:
+    model = GPT(BYTE_SHAPE)
+    batches: list[int] = []
+    with pytest.raises(ScoringStopped):
+        score(
+            *(model, examples_of(23)),
+            block_size=512,
+            micro_batch_size=8,
+            ranks=ALONE,
+            autocast=nullcontext,
+            on_batch=lambda: batches.append(1),
+            is_stopping=lambda: len(batches) == 3,
+        )
+    assert len(batches) == 3
+    assert model.training
+
+
+def said(capsys: pytest.CaptureFixture[str], event: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    return [line for line in lines if line.pop("event") == event]
+
+
 def test_the_program_scores_a_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make_recipe(model={"block_size": 512}, train={"batch_tokens": 512})
     model = GPT(recipe.model, seed=5)
@@ -264,16 +294,15 @@ def test_the_program_scores_a_checkpoint(
     writer.save(model, Optimizers(model, recipe.train), state)
     writer.wait()
     options = ["--checkpoint", str(tmp_path / "step-00000004"), "--data", str(tmp_path)]
-    with serve(as_jsonl(make_questions(12))) as server:
-        published = server.published(examples=12)
+    file = write_questions(tmp_path / "questions.parquet", make_questions(12))
+    with running_hub(tmp_path, monkeypatch) as hub:
+        published = publish(hub, file, examples=12)
         assert main([*options, "--limit", "9"], published) == 0
-        assert json.loads(capsys.readouterr().out)["count"] == 9
+        assert [score["count"] for score in said(capsys, "scored")] == [9]
     assert main(options, published) == 0  # the examples are still there
     expected = score_of(model, examples_of(12))
-    assert json.loads(capsys.readouterr().out) == {
-        "acc": expected.acc,
-        "acc_norm": expected.acc_norm,
-        "count": 12,
-        "cut": 0,
-    }
-    assert "never committed" in str(main([*options[2:], "--checkpoint", str(tmp_path)], published))
+    assert said(capsys, "scored") == [
+        {"acc": expected.acc, "acc_norm": expected.acc_norm, "count": 12, "cut": 0}
+    ]
+    assert main([*options[2:], "--checkpoint", str(tmp_path)], published) == 1
+    assert "never committed" in said(capsys, "error")[0]["message"]
