@@ -44,9 +44,9 @@ import tiktoken
 
 from training.config import DataConfig
 from training.encode import GigatokenEncoder, usable_workers
-from training.layout import Shard, sha256_file
+from training.layout import Shard, read_dataset, sha256_file
 from training.prepare import prepare
-from training.shards import Tokens, read_dataset, write_shard
+from training.shards import Tokens, write_shard
 from training.tokenizer import open_tokenizer
 
 RESULT = Path(__file__).parent / "results" / "tokenizing.json"

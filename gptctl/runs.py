@@ -18,6 +18,7 @@ from training.layout import (
     RUNS,
     STATUS_JSON,
     TERMINAL,
+    Lead,
     Offer,
     RunRecord,
     State,
@@ -71,9 +72,17 @@ class RunView(Struct, frozen=True, kw_only=True):
     loss: float | None
     val_loss: float | None
     best_val_loss: float | None
+    hellaswag_acc: float | None
+    hellaswag_acc_norm: float | None
+    hellaswag_missing: str | None
+    """Why there is no score now, of a run that should have one."""
+    hellaswag_reference: float | None
+    """acc_norm, as whoever measured the recipe's reference has it."""
     tokens_per_sec: float | None
     mfu: float | None
     shards: int
+    lead: Lead | None
+    """Of preparation, before training; None where nothing is prepared."""
     spent_usd: Decimal
     budget_usd: Decimal | None
     max_hours: float | None
@@ -248,6 +257,7 @@ def view_run(
     """What is known of the run, made one: its heartbeat, its machine, its launch."""
     condition = judge(record, status, backend=backend, launching=launching, now=now)
     status, offer = condition.status, status.offer or record.offer
+    reference = record.recipe.reference
     phases: dict[str, float] = {}
     for line in status.bill:
         phases[line.phase] = round(phases.get(line.phase, 0.0) + line.seconds, 3)
@@ -272,9 +282,14 @@ def view_run(
         loss=status.loss,
         val_loss=status.val_loss,
         best_val_loss=status.best_val_loss,
+        hellaswag_acc=status.hellaswag_acc,
+        hellaswag_acc_norm=status.hellaswag_acc_norm,
+        hellaswag_missing=status.hellaswag_missing,
+        hellaswag_reference=reference.hellaswag if reference else None,
         tokens_per_sec=status.tokens_per_sec,
         mfu=status.mfu,
         shards=status.shards,
+        lead=None if status.is_over else status.lead,
         spent_usd=status.spent_usd,
         budget_usd=status.budget_usd,
         max_hours=status.max_hours,

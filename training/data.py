@@ -15,8 +15,8 @@ from torch import Tensor
 
 from training.config import DataConfig
 from training.errors import TrainingError
-from training.layout import Dataset
-from training.shards import open_shard, read_dataset
+from training.layout import Dataset, read_dataset
+from training.shards import open_shard
 
 POLL_S = 0.2
 

@@ -94,14 +94,15 @@ def fetch(
     kept: Dataset,
     on_shard: Callable[[Shard], None],
     *,
+    train_tokens: int | None = None,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> Fetched:
     """Bring the shards that the store names after those of `kept`, which are in `folder` and good.
 
     The folder's name is the key. `dataset.json` names each as it is there, checked, and `on_shard`
-    hears of it then. Ends at the first that cannot be had. One that is not what was stored is
-    taken out of the store, so that the one made in its place is sent. Raises no StorageError:
-    what is not fetched can be made.
+    hears of it then. Ends with `train_tokens`, or at the first that cannot be had. One that is not
+    what was stored is taken out of the store, so that the one made in its place is sent. Raises no
+    StorageError: what is not fetched can be made.
     """
     dataset, key = kept, folder.name
     try:
@@ -112,6 +113,8 @@ def fetch(
         if _description(stored) != _description(kept) or _agreed(stored.shards, kept.shards) < both:
             return Fetched(dataset=dataset, fault=f"{key} in the store is not the same data")
         for shard in stored.shards[len(kept.shards) :]:
+            if dataset.has(train_tokens):
+                break
             _download(store, key, folder, shard, pauses_s)
             dataset = replace(dataset, shards=(*dataset.shards, shard))
             _write(folder, dataset)

@@ -147,6 +147,8 @@ class Follower:
         clear_node_error(self.paths)
         self.prepare_life, self.is_fault_told = life, False
         arguments = ["--root", str(self.root), "--run-id", self.record.run_id]
+        if "://" in self.record.store:
+            arguments += ["--store", self.record.store]
         self.prepare = self.start("prepare", ["training.prepare", *arguments])
 
     def notice_ends(self) -> None:

@@ -8,6 +8,7 @@ from training.events import append_event
 from training.layout import (
     GOING_DOWN,
     BillLine,
+    Lead,
     Offer,
     RunPaths,
     RunRecord,
@@ -19,6 +20,7 @@ from training.layout import (
 from training.meter import Limits, Meter
 from training.outcome import Outcome
 from training.progress import Progress
+from training.race import Race
 
 STATUS_EVERY_S = 1.0
 
@@ -51,6 +53,9 @@ class Journal:
             nodes=record.nodes,
         )
         self.progress = Progress(paths)
+        self.race: Race | None = None
+        """As soon as data is prepared."""
+        self._is_loss_told = False
         self.state: State = "preparing"
         self.phase = "checking"
         self._ticked_at = time.monotonic()
@@ -99,6 +104,26 @@ class Journal:
         with suppress(OSError):
             append_event(self._paths.events, event, **fields)
 
+    def _take_lead(self) -> Lead | None:
+        """How far preparation leads; once a life is told that it is about to lose."""
+        if self.race is None:
+            return None
+        lead = self.race.lead(
+            self.progress.pace,
+            trained_tokens=self.progress.tokens,
+            trained_per_sec=self.progress.tokens_per_sec,
+            is_waiting=self.progress.is_waiting,
+            now=time.monotonic(),
+        )
+        if lead.is_losing and not self._is_loss_told:
+            self._is_loss_told = True
+            self.event("data_is_late", waits_s=lead.waits_s, tokens_per_sec=lead.tokens_per_sec)
+            self.say(
+                f"data is prepared at {lead.tokens_per_sec:,.0f} tokens/s: "
+                f"training will wait about {lead.waits_s:,.0f} s for it"
+            )
+        return lead
+
     def write_status(self, outcome: Outcome | None = None) -> bytes:
         self._wrote_status_at = time.monotonic()
         status = self.progress.status(
@@ -112,6 +137,7 @@ class Journal:
             max_hours=self._limits.max_hours,
             price_per_hour=self._limits.price_per_hour,
             offer=self._offer,
+            lead=None if outcome else self._take_lead(),
             reason=outcome.reason if outcome else None,
             message=outcome.message if outcome else None,
             hint=outcome.hint if outcome else None,

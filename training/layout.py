@@ -73,6 +73,8 @@ class Offer(Record, frozen=True, kw_only=True):
     price_per_hour: Decimal
     price_source: str
     price_as_of: str
+    vcpus: float | None = None
+    """None where nobody knows."""
 
 
 class RunRecord(Record, frozen=True, kw_only=True):
@@ -125,6 +127,30 @@ class BillLine(Record, frozen=True, kw_only=True):
         return exact.quantize(ROUNDING_USD, rounding="ROUND_CEILING")
 
 
+class Lead(Record, frozen=True, kw_only=True):
+    """How far preparation is ahead of training, by the speeds of both so far."""
+
+    ready_tokens: int
+    wanted_tokens: int
+    """By the run, in whole shards."""
+    is_done: bool
+    """All that the run needs is ready: `wanted_tokens`, or a smaller data set as a whole."""
+    shards: int
+    """Ready ones that training has not begun."""
+    tokens: int
+    """Ready ones that training has not read."""
+    seconds: float | None
+    """Of training, in these tokens."""
+    tokens_per_sec: float | None
+    """Of preparation."""
+    waits_s: float = 0.0
+    """What training would wait for data in all, from now on."""
+    is_losing: bool = False
+    """That is no little part of the time that it has left."""
+    is_waiting: bool = False
+    """Training waits for data now."""
+
+
 class Status(Record, frozen=True, kw_only=True):
     """`status.json`: how the run is, as of `updated_at`. Losses in nats per token."""
 
@@ -148,9 +174,15 @@ class Status(Record, frozen=True, kw_only=True):
     loss: float | None = None
     val_loss: float | None = None
     best_val_loss: float | None = None
+    hellaswag_acc: float | None = None
+    hellaswag_acc_norm: float | None = None
+    hellaswag_missing: str | None = None
+    """Why there is no score now, of a run that should have one."""
     tokens_per_sec: float | None = None
     mfu: float | None = None
     shards: int = 0
+    lead: Lead | None = None
+    """None where nothing is prepared: before it begins, and when the run is over."""
 
     @property
     def spent_usd(self) -> Decimal:
@@ -207,6 +239,16 @@ class Dataset(Record, frozen=True, kw_only=True):
     def split(self, split: Literal["val", "train"]) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == split]
 
+    @property
+    def train_tokens(self) -> int:
+        """What training may read so far: a last shard that is short counts when all are there."""
+        shards = self.split("train")
+        return sum(s.tokens for s in shards if self.complete or s.tokens == self.shard_tokens)
+
+    def has(self, train_tokens: int | None) -> bool:
+        """Whether so many can be read, going round again where there are no more; None: all."""
+        return self.complete or (train_tokens is not None and self.train_tokens >= train_tokens)
+
 
 class RunPaths:
     """Every path of one run, under `root` (a working folder, or `PurePath()` for store keys)."""
@@ -260,6 +302,11 @@ def checkpoints_to_drop(steps: list[int], *, keep: int, best: int | None) -> lis
     return [step for step in sorted(steps) if step not in kept]
 
 
+def tokens_wanted(recipe: Recipe) -> int:
+    """Training tokens that a run of it needs, with a block that follows the last it reads."""
+    return recipe.train.tokens + recipe.model.block_size
+
+
 def dataset_key(data: DataConfig, revision: str) -> str:
     """Name of the folder that holds these shards: equal inputs, equal shards, equal key."""
     fields = (data.source, revision, data.tokenizer, data.shard_tokens, data.val_fraction, 1)
@@ -283,6 +330,16 @@ def decode(data: bytes, kind: type[R], *, name: str) -> R:
             f"{name} cannot be read: {error}",
             hint="it was written by another version of gptctl, or damaged",
         ) from error
+
+
+def read_dataset(folder: Path) -> Dataset | None:
+    """The shards that exist so far; None before there is any. Raises TrainingError."""
+    path = folder / DATASET_JSON
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return decode(data, Dataset, name=str(path))
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from training.background import in_background
-from training.check import BYTES_PER_PARAMETER, check_node, raise_if_full
+from training.check import check_node, raise_if_full
 from training.cluster import CHECK, JOIN_TIMEOUT_S, TRAIN
 from training.errors import StorageError, TrainingError
 from training.events import parse_lines
@@ -27,8 +27,10 @@ from training.machine import Machine
 from training.manifest import drop
 from training.meter import Limits, bill_before
 from training.outcome import Outcome, cut_off, judge_check, judge_exit, pass_on
+from training.preparation import BYTES_PER_PARAMETER
 from training.processes import StopFlag
 from training.progress import Heartbeat
+from training.race import Race
 from training.reserve import REQUESTS_S, first_reserve
 from training.setup import take_failure
 from training.sources import dataset_folder_key
@@ -65,8 +67,8 @@ class Life:
         self.stop = stop
         self.machine = machine
         self.cluster = machine.cluster
-        is_remote = "://" in store.url
-        self.heartbeat_s = 10.0 if is_remote else 1.0
+        self.is_remote = "://" in store.url
+        self.heartbeat_s = 10.0 if self.is_remote else 1.0
         earlier = bill_before(
             previous,
             now=datetime.now(UTC),
@@ -84,7 +86,7 @@ class Life:
             teardown_s=machine.teardown_s,
             setup_s=machine.setup_s,
             loss_s=self.heartbeat_s + machine.teardown_s if record.recover else None,
-            requests_s=REQUESTS_S if is_remote else 0.0,
+            requests_s=REQUESTS_S if self.is_remote else 0.0,
         )
         self.wall = Wall(machine.go_down_in)
         self.sync = Sync(
@@ -161,8 +163,11 @@ class Life:
         dataset = self.root / DATASETS / dataset_folder_key(self.recipe.data)
         prepare = self.start(
             "prepare",
-            ["training.prepare", "--root", str(self.root), "--run-id", self.record.run_id],
+            ["training.prepare", "--root", str(self.root), "--run-id", self.record.run_id]
+            # A folder on this machine has no need of what is in the working folder already.
+            + (["--store", self.store.url, "--send"] if self.is_remote else []),
         )
+        self.journal.race = Race(dataset, self.recipe)
         died_at: list[int] = []
         while True:
             training = self.start_training(dataset, deaths=len(died_at))

@@ -15,38 +15,41 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 from msgspec.structs import replace
 
-from training.config import DataConfig
+from training.background import in_background
+from training.config import DataConfig, Recipe
+from training.dataset_store import fetch
 from training.errors import DataError, TrainingError
 from training.events import append_event
-from training.hub_source import HubText
+from training.hellaswag_beside import bring_examples
+from training.hub_source import HubFiles
+from training.kept_shards import keep_good_shards
 from training.layout import (
-    DATASET_JSON,
     DATASETS,
     Dataset,
     RunPaths,
     RunRecord,
     Shard,
     decode,
+    tokens_wanted,
 )
-from training.pipeline import FileSource
 from training.processes import end_with_parent
+from training.publishing import PATIENCE_S, Publisher
 from training.shards import (
     Split,
     translating_write_errors,
-    verify_shard,
     write_dataset,
     write_shard,
 )
-from training.sources import Source, dataset_folder_key, open_source
-from training.splits import missing_shards
+from training.sources import dataset_folder_key, open_source
+from training.splits import AnySource, missing_shards
+from training.storage import Storage, open_store
 
-CLAIMS = ".claims.json"
-"""The `dataset.json` of an earlier preparation, while its shards are being verified."""
 FETCHED = "fetched"
 """Below the folder: files of the Hub that are read now, or next."""
 NICENESS = 10
@@ -59,15 +62,20 @@ def prepare(
     *,
     block_size: int,
     on_shard: Callable[[Shard], None],
-    source: Source | FileSource | None = None,
+    train_tokens: int | None = None,
+    store: Storage | None = None,
+    on_fetched: Callable[[Shard], None] = lambda _: None,
+    source: AnySource | None = None,
     workers: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Dataset:
-    """Bring the data set in `folder` to completion; `on_shard` hears of each shard written.
+    """Bring the data set in `folder` to `train_tokens`, or to completion where it is None.
 
-    Shards that are there and good are kept; a complete data set is returned as it is. While
-    another process prepares the same folder, this one waits. Memory: about one shard and one
-    document, or what `training.pipeline` states. Raises DataError for text that cannot be
+    Shards that are there and good are kept; what comes next is fetched from `store`, where there
+    is one that has it, of which `on_fetched` hears, and the rest made: `on_shard` hears of each
+    shard written. With `train_tokens` in whole shards it is not complete, and may be continued.
+    While another process prepares the same folder, this one waits. Memory: about one shard and
+    one document, or what `training.pipeline` states. Raises DataError for text that cannot be
     trained on, NoSpaceError, ConfigError.
 
     `source` is what `data` names unless it is given; `workers` threads encode files, by default
@@ -81,11 +89,16 @@ def prepare(
         shard_tokens=data.shard_tokens,
         val_fraction=data.val_fraction,
     )
-    if isinstance(source, HubText):
+    if isinstance(source, HubFiles):
         source = dataclasses.replace(source, folder=folder / FETCHED)
     with _locked(folder):
-        dataset = _keep_good_shards(folder, fresh)
-        if not dataset.complete:
+        dataset = keep_good_shards(folder, fresh)
+        if store and not dataset.has(train_tokens):
+            fetched = fetch(store, folder, dataset, on_fetched, train_tokens=train_tokens)
+            dataset = fetched.dataset
+            if fetched.fault:
+                say(f"the store did not give all that it has, so it is made: {fetched.fault}")
+        if not dataset.has(train_tokens):
             with closing(missing_shards(source, data, dataset, workers, say)) as shards:
                 for split, tokens, following in shards:
                     if split == "val" or len(tokens) < data.shard_tokens:  # the split ends here
@@ -97,9 +110,11 @@ def prepare(
                     dataset = replace(dataset, shards=(*dataset.shards, shard))
                     write_dataset(folder, dataset)
                     on_shard(shard)
+                    if dataset.has(train_tokens):
+                        break
         for split in ("val", "train"):
             _require_block(split, _count(dataset, split), block_size, data)
-        if not dataset.complete:
+        if not dataset.has(train_tokens):
             dataset = replace(dataset, complete=True)
             write_dataset(folder, dataset)
         shutil.rmtree(folder / FETCHED, ignore_errors=True)
@@ -121,46 +136,13 @@ def _require_block(split: Split, tokens: int, block_size: int, data: DataConfig)
     else:
         hint = (
             f"the first data.shard_tokens={data.shard_tokens:,} tokens are for validation: "
-            "lower it, or set data.val_fraction"
+            "lower it" + ("" if data.hub_repo or data.is_tokens else ", or set data.val_fraction")
         )
     name = {"val": "validation", "train": "training"}[split]
     raise DataError(
         f"the text is too short: {tokens:,} tokens for {name}, at least {block_size + 1:,} needed",
         hint=hint,
     )
-
-
-def _keep_good_shards(folder: Path, fresh: Dataset) -> Dataset:
-    """What is in `folder` up to its first damaged shard, which from then on does not exist.
-
-    What an earlier preparation named counts again only as it is verified, shard by shard, so
-    that training never reads a damaged one. Until all are, the list it left is kept aside.
-    """
-    claims = folder / CLAIMS
-    with suppress(FileNotFoundError):
-        if not claims.exists():
-            (folder / DATASET_JSON).rename(claims)
-    with suppress(FileNotFoundError, TrainingError):
-        claimed = decode(claims.read_bytes(), Dataset, name=str(claims))
-        if replace(claimed, complete=False, shards=()) == fresh:
-            fresh = _verify_claims(folder, claimed)
-    claims.unlink(missing_ok=True)
-    return fresh
-
-
-def _verify_claims(folder: Path, claimed: Dataset) -> Dataset:
-    good = replace(claimed, complete=False, shards=())
-    for shard in claimed.shards:
-        try:
-            verify_shard(folder, shard)
-        except DataError:
-            return good
-        good = replace(good, shards=(*good.shards, shard))
-        write_dataset(folder, good)
-    if claimed.complete:
-        good = claimed
-        write_dataset(folder, good)
-    return good
 
 
 @contextmanager
@@ -180,21 +162,49 @@ def _shard_name(source: str, split: Split, index: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9._-]+', '-', source)}_{split}_{index:06d}.bin"
 
 
-def _prepare_run(root: Path, paths: RunPaths) -> None:
-    """Prepare what a run needs; its events and this process's output tell of it."""
-    data, block_size = _read_request(paths)
+def _prepare_run(
+    root: Path, paths: RunPaths, recipe: Recipe, *, store_url: str | None, sends: bool
+) -> None:
+    """Prepare what a run needs; its events and this process's output tell of it.
+
+    Shards are fetched from the store, if there is one, and those made are sent to it if it `sends`.
+    """
+    data = recipe.data
     started = last = perf_counter()
 
-    def report(shard: Shard) -> None:
+    def say(text: str) -> None:
+        _say(text)
+        with suppress(OSError):  # the disk may be full, and who sends shards can go on
+            append_event(paths.events, "note", stage="prepare", text=text)
+
+    def report(shard: Shard, *, is_fetched: bool = False) -> None:
         nonlocal last
         seconds, last = perf_counter() - last, perf_counter()
-        print(f"{shard.name}: {shard.tokens:,} tokens in {seconds:.2f} s", flush=True)
+        how = " from the store" if is_fetched else ""
+        _say(f"{shard.name}: {shard.tokens:,} tokens{how} in {seconds:.2f} s")
         append_event(
-            paths.events, "shard_written", name=shard.name, tokens=shard.tokens, seconds=seconds
+            paths.events,
+            "shard_fetched" if is_fetched else "shard_written",
+            name=shard.name,
+            tokens=shard.tokens,
+            seconds=seconds,
         )
+        if publisher and not is_fetched:
+            publisher.wake()
 
     folder = root / DATASETS / dataset_folder_key(data)
-    dataset = prepare(data, folder, block_size=block_size, on_shard=report, say=_say)
+    store = open_store(store_url) if store_url else None
+    publisher = Publisher(store, folder, tell=say) if store and sends else None
+    dataset = prepare(
+        data,
+        folder,
+        block_size=recipe.model.block_size,
+        on_shard=report,
+        train_tokens=tokens_wanted(recipe),
+        store=store,
+        on_fetched=partial(report, is_fetched=True),
+        say=say,
+    )
     tokens, seconds = sum(shard.tokens for shard in dataset.shards), perf_counter() - started
     reused = ", reused as it was" if last == started else ""
     print(
@@ -204,14 +214,15 @@ def _prepare_run(root: Path, paths: RunPaths) -> None:
     append_event(
         paths.events, "dataset_ready", tokens=tokens, shards=len(dataset.shards), seconds=seconds
     )
+    if publisher and (unsent := publisher.close(patience_s=PATIENCE_S)):
+        say(f"the store did not take all shards: {unsent}")
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _read_request(paths: RunPaths) -> tuple[DataConfig, int]:
-    """(data, block_size) of the run."""
+def _read_recipe(paths: RunPaths) -> Recipe:
     try:
         record = decode(paths.record.read_bytes(), RunRecord, name=str(paths.record))
     except OSError as error:
@@ -219,7 +230,7 @@ def _read_request(paths: RunPaths) -> tuple[DataConfig, int]:
             f"{paths.record} cannot be read: {error.strerror or error}",
             hint="check --root and --run-id",
         ) from error
-    return record.recipe.data, record.recipe.model.block_size
+    return record.recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -228,11 +239,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--root", type=Path, required=True, help="the node's working folder")
     parser.add_argument("--run-id", required=True)
+    parser.add_argument("--store", help="where shards are looked for before they are made")
+    parser.add_argument("--send", action="store_true", help="those made, to the store")
     options = parser.parse_args(argv)
     paths = RunPaths(options.root, options.run_id)
     try:
         with translating_write_errors(options.root):
-            _prepare_run(options.root, paths)
+            recipe = _read_recipe(paths)
+            datasets = options.root / DATASETS
+            beside = in_background(lambda: bring_examples(recipe, datasets, events=paths.events))
+            url = options.store
+            _prepare_run(options.root, paths, recipe, store_url=url, sends=options.send)
+            beside.result()
     except TrainingError as error:
         kind = type(error).__name__
         sys.stderr.write(f"{error.message}\n" + (f"{error.hint}\n" if error.hint else ""))

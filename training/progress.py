@@ -2,10 +2,12 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from training.events import Tail
 from training.layout import RunPaths, Status
+from training.race import Pace
 
 
 class Progress:
@@ -16,11 +18,13 @@ class Progress:
         self._events = Tail(paths.events)
         self._events.read()  # earlier lives have been told
         self.shards = 0
+        self.pace = Pace()
         self.evaluation_s = 0.0
         self.save_s = 0.0
         self._asides: dict[str, float] = {}
         self.error: dict[str, Any] | None = None
         self.is_at_target = False
+        self.hellaswag_missing: str | None = None
         self.restart()
         self.read()
 
@@ -28,11 +32,14 @@ class Progress:
         """Training begins anew, perhaps from an earlier step: so do the metrics."""
         self._metrics = Tail(self._paths.metrics)
         self.is_training = False
+        self.is_waiting = False
         self.step = 0
         self.tokens = 0
         self.loss: float | None = None
         self.val_loss: float | None = None
         self.best_val_loss: float | None = None
+        self.hellaswag_acc: float | None = None
+        self.hellaswag_acc_norm: float | None = None
         self.tokens_per_sec: float | None = None
         self.mfu: float | None = None
 
@@ -61,6 +68,9 @@ class Progress:
             loss=self.loss,
             val_loss=self.val_loss,
             best_val_loss=self.best_val_loss,
+            hellaswag_acc=self.hellaswag_acc,
+            hellaswag_acc_norm=self.hellaswag_acc_norm,
+            hellaswag_missing=self.hellaswag_missing,
             tokens_per_sec=self.tokens_per_sec,
             mfu=self.mfu,
             shards=self.shards,
@@ -73,8 +83,10 @@ class Progress:
             case "training_started" | "training_resumed":
                 self.restart()  # the file was cut back to the step resumed from
                 self.is_training = True
-            case "shard_written":
+            case "shard_written" | "shard_fetched":
                 self.shards += 1
+                tokens, seconds = event["tokens"], event["seconds"]
+                self.pace.hear(event["event"], tokens, seconds, now=monotonic())
             case "dataset_ready":
                 self.shards = event["shards"]  # with those of earlier lives
             case "checkpoint_saved":
@@ -82,7 +94,18 @@ class Progress:
                 self._set_aside("checkpoints", event["stall_s"])  # it is written beside training
             case "evaluated":
                 self._set_aside("evaluation", event["seconds"])
+            case "hellaswag_scored":
+                self.hellaswag_missing = None
+                self._set_aside("evaluation", event["seconds"])
+            case "hellaswag_skipped":
+                self.hellaswag_missing = event["why"]
+                self._set_aside("evaluation", event["seconds"])
+            case "hellaswag_failed":  # its examples could not be had
+                self.hellaswag_missing = event["why"]
+            case "waiting_for_data":
+                self.is_waiting = True
             case "waited_for_data":
+                self.is_waiting = False
                 self._set_aside("waiting_for_data", event["seconds"])
             case "target_reached":
                 self.is_at_target = True
@@ -99,6 +122,9 @@ class Progress:
             losses = self.best_val_loss, self.val_loss
             self.best_val_loss = min(loss for loss in losses if loss is not None)
             self.evaluation_s = max(self.evaluation_s, line["seconds"])
+        elif "hellaswag_acc_norm" in line:
+            self.hellaswag_acc = line["hellaswag_acc"]
+            self.hellaswag_acc_norm = line["hellaswag_acc_norm"]
         else:
             self.loss = line["loss"]
             self.mfu = line["mfu"]

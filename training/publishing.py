@@ -8,11 +8,13 @@ from time import monotonic
 
 from training.dataset_store import publish
 from training.errors import TrainingError
-from training.layout import DATASET_JSON, Dataset, Shard, decode
+from training.layout import Shard, read_dataset
 from training.storage import Storage
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
+PATIENCE_S = 300.0
+"""With a store that fails, when all else is done."""
 POLL_S = 0.1
 
 
@@ -77,7 +79,8 @@ class Publisher:
                     return
                 asked = self._asked
             try:
-                publish(self._store, self._folder, self._read(), self._count)
+                if (dataset := read_dataset(self._folder)) is not None:
+                    publish(self._store, self._folder, dataset, self._count)
             except (TrainingError, OSError) as error:
                 self._hear(str(error))
                 with self._changed:
@@ -89,10 +92,6 @@ class Publisher:
                 with self._changed:
                     self._done = asked
                     self._changed.notify_all()
-
-    def _read(self) -> Dataset:
-        path = self._folder / DATASET_JSON
-        return decode(path.read_bytes(), Dataset, name=str(path))
 
     def _count(self, shard: Shard) -> None:
         self.sent += 1

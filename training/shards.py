@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import DataError, NoSpaceError
-from training.layout import DATASET_JSON, Dataset, Shard, decode, encode, sha256_file, write_atomic
+from training.layout import (
+    DATASET_JSON,
+    Dataset,
+    Shard,
+    encode,
+    read_dataset,
+    sha256_file,
+    write_atomic,
+)
 
 MAGIC = 20240520
 VERSION = 1
@@ -105,16 +113,6 @@ def verify_shard(folder: Path, shard: Shard) -> None:
             raise _damaged(path, "its content is not what was written (sha256 differs)")
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from error
-
-
-def read_dataset(folder: Path) -> Dataset | None:
-    """The shards that exist so far; None before there is any. Raises TrainingError."""
-    path = folder / DATASET_JSON
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return decode(data, Dataset, name=str(path))
 
 
 def write_dataset(folder: Path, dataset: Dataset) -> None:

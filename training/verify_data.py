@@ -7,15 +7,14 @@ Events on stdout: `file` (name, tokens, fault: empty for a good one), `extra` (n
 
 import argparse
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from training.config import TOKENIZER_VOCAB
+from training.config import TOKEN_SUFFIXES, TOKENIZER_VOCAB
 from training.errors import DataError
-from training.layout import Dataset
-from training.shards import open_shard, read_dataset, verify_shard
-from training.token_files import SUFFIXES, check_ids, find_token_files, open_tokens
+from training.layout import Dataset, read_dataset
+from training.shards import open_shard, verify_shard
+from training.token_files import find_token_files, open_tokens, require_ids
 from training.told_parent import run_program, say
 
 Verdict = tuple[str, int, str]
@@ -29,7 +28,7 @@ def verify_dataset_files(folder: Path, dataset: Dataset) -> Iterator[Verdict]:
         try:
             verify_shard(folder, shard)
             tokens = open_shard(folder / shard.name)
-            _exhaust(check_ids(folder / shard.name, tokens, vocab_size=vocab_size))
+            require_ids(folder / shard.name, tokens, vocab_size=vocab_size)
         except DataError as error:
             yield shard.name, shard.tokens, error.message
         else:
@@ -39,7 +38,7 @@ def verify_dataset_files(folder: Path, dataset: Dataset) -> Iterator[Verdict]:
 def extra_files(folder: Path, dataset: Dataset) -> list[str]:
     """Token files in `folder` that no shard of `dataset` is."""
     named = {shard.name for shard in dataset.shards}
-    there = (path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+    there = (path.name for path in folder.iterdir() if path.suffix in TOKEN_SUFFIXES)
     return sorted(name for name in there if name not in named and not name.startswith("."))
 
 
@@ -50,15 +49,11 @@ def verify_token_files(where: Path) -> Iterator[Verdict]:
         try:
             tokens = open_tokens(path)
             count = len(tokens)
-            _exhaust(check_ids(path, tokens, vocab_size=TOKENIZER_VOCAB["gpt2"]))
+            require_ids(path, tokens, vocab_size=TOKENIZER_VOCAB["gpt2"])
         except DataError as error:
             yield path.name, count, error.message
         else:
             yield path.name, count, ""
-
-
-def _exhaust(pieces: Iterator[object]) -> None:
-    deque(pieces, maxlen=0)
 
 
 def verify(where: Path) -> None:

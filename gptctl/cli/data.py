@@ -33,7 +33,7 @@ def list_datasets(store: StoreOption = None, json: JsonOption = False) -> None:
 def prepare(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name, or a path to a TOML.")],
     data: Annotated[
-        str | None, typer.Option("--data", metavar="PATH", help="Your own text, not the recipe's.")
+        str | None, typer.Option("--data", metavar="PATH", help="Your own text, or token files.")
     ] = None,
     to: Annotated[
         str | None,
@@ -45,12 +45,15 @@ def prepare(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe."),
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--all", help="All of the source, not only what the recipe trains on.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Write the shards of a recipe's data set here, and send them to the store.
 
-    Interrupted, it goes on at the last finished shard.
+    Shards that the store has are fetched. Interrupted, it goes on at the last finished shard.
     """
     from gptctl import data_programs
     from gptctl.cli.console import print_json, say, talk_console
@@ -70,15 +73,18 @@ def prepare(
             clock=time.monotonic,
             show=show,
             tell=say,
+            whole=whole,
         )
     if json:
         print_json(done)
         return
     sys.stdout.write(f"{done.folder}\n")
     say(
-        f"{done.tokens:,} tokens in {counted(done.shards, 'shard')}: {done.made:,} made in "
-        f"{duration(done.seconds)}, {done.sent:,} sent to {done.store}"
+        f"{done.tokens:,} tokens in {counted(done.shards, 'shard')}: {done.made:,} made and "
+        f"{done.fetched:,} fetched in {duration(done.seconds)}, {done.sent:,} sent to {done.store}"
     )
+    if not done.complete:
+        say(f"That is what {recipe} trains on; `--all` makes the rest.")
     say(f"next: `gptctl data verify {done.folder}`, `{session.command('data', 'list')}`")
 
 
@@ -104,7 +110,7 @@ def verify(
     for name in checked.extra:
         warn(f"{name} belongs to no data set here: nothing reads it")
     if checked.complete is False:
-        warn("the preparation was cut short: `gptctl data prepare` goes on with it")
+        warn("these are the shards so far: `gptctl data prepare` makes more where more are needed")
     if checked.faults:
         raise RunFailedError(
             f"{len(checked.faults)} of {len(checked.files)} files in {checked.path} are not good",

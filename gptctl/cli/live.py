@@ -11,7 +11,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gptctl.cli.render import LossCurve, counted, duration, number, spending, state_of
+from gptctl.cli.render import (
+    LossCurve,
+    counted,
+    describe_lead,
+    duration,
+    hellaswag_of,
+    number,
+    spending,
+    state_of,
+)
 from gptctl.report import Curves
 from gptctl.runs import RunView
 from training.errors import StorageError
@@ -78,11 +87,20 @@ def progress_line(view: RunView) -> str:
         f"step {view.step:,}/{view.steps:,}",
         f"loss {number(view.loss, '.4f')}",
         f"val {number(view.val_loss, '.4f')}",
+        *_hellaswag(view),
         f"{number(view.tokens_per_sec)} tokens/s",
         spending(view),
         f"left {duration(view.seconds_left)}",
     ]
+    if view.lead and not view.lead.is_done:
+        parts.append(f"data {describe_lead(view.lead)}")
     return "  ".join(parts) + (f"  ({view.message})" if view.message else "")
+
+
+def _hellaswag(view: RunView) -> list[str]:
+    if view.hellaswag_missing is not None:
+        return ["no HellaSwag score"]
+    return [] if view.hellaswag_acc_norm is None else [f"HellaSwag {view.hellaswag_acc_norm:.4f}"]
 
 
 def _phase(view: RunView) -> str:
@@ -113,6 +131,10 @@ def live_view(view: RunView, curves: Curves) -> Group:
         parts.append(LossCurve(curves, width=_CURVE_WIDTH, height=_CURVE_HEIGHT))
     else:
         parts.append(Text(f"{counted(view.shards, 'shard')} written; no loss measured yet"))
+    if told := hellaswag_of(view):
+        parts.append(Text(f"HellaSwag {told}"))
+    if view.lead and not view.lead.is_done:
+        parts.append(Text(f"data: {describe_lead(view.lead)}"))
     if view.message:
         parts.append(Text(view.message))
     return Group(*parts, Text("Ctrl-C leaves; the run goes on", style="dim"))

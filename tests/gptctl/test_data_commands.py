@@ -18,8 +18,8 @@ from gptctl.data_programs import Progress, prepare
 from gptctl.datasets import choose_data
 from tests.tiny import make_dataset, make_recipe
 from training.errors import StorageUnavailableError
-from training.layout import Dataset, decode
-from training.shards import read_dataset, write_dataset, write_shard
+from training.layout import Dataset, decode, read_dataset
+from training.shards import write_dataset, write_shard
 
 PIECE = ("--set", "data.shard_tokens=2000")
 
@@ -91,6 +91,30 @@ def test_the_second_time_nothing_is_made_or_sent(call, call_json):
     assert again["tokens"] == first["tokens"]
 
 
+def test_no_more_is_made_than_the_recipe_trains_on_unless_all_is_asked_for(call, call_json):
+    words = ("prepare", "demo", "--data", "book.txt", *PIECE)
+    little = ("--set", "train.steps=4", "--set", "train.batch_tokens=1024")
+    short = ("--set", "train.warmup_steps=0", "--set", "train.cooldown_steps=0")
+    code, _, err = call(*words, *little, *short)
+    assert code == 0
+    assert "of about 8,000 tokens" in err  # validation, and 4,096 and a block in whole shards
+    assert "4 shards: 4 made and 0 fetched" in err
+    assert "That is what demo trains on; `--all` makes the rest." in err
+    whole = call_json(*words, *little, *short, "--all")
+    assert (whole["made"], whole["shards"], whole["complete"]) == (2, 6, True)
+
+
+def test_what_the_store_has_is_fetched_and_not_made(call, call_json, home):
+    words = ("prepare", "demo", "--data", "book.txt", *PIECE)
+    made = call_json(*words)
+    there = call_json(*words, "--to", "elsewhere")
+    assert (there["made"], there["fetched"], there["sent"]) == (0, 6, 0)
+    for name in (path.name for path in Path(made["folder"]).glob("*.bin")):
+        assert (Path(there["folder"]) / name).read_bytes() == (
+            Path(made["folder"]) / name
+        ).read_bytes()
+
+
 def test_a_folder_of_ones_own_gets_the_shards_and_stdout_its_name(call, home):
     code, out, err = call("prepare", "demo", "--data", "book.txt", "--to", "out", *PIECE)
     assert code == 0
@@ -135,7 +159,7 @@ def test_shards_of_a_preparation_that_was_cut_short_are_good_so_far(call, home):
     make_dataset(home / "set", make_recipe(), complete=False)
     code, _, err = call("verify", home / "set")
     assert code == 0
-    assert "was cut short" in err
+    assert "these are the shards so far" in err
 
 
 def test_recorded_shards_with_ids_that_the_tokenizer_lacks_are_not_good(call, home):
@@ -196,7 +220,7 @@ def test_of_several_that_begin_so_none_is_removed(call, call_json):
 
 def test_an_interrupted_preparation_ends_with_its_program_and_goes_on_later(home, call_json):
     (home / "book.txt").write_text("word " * 4_000_000)
-    words = ("prepare", "demo", "--data", "book.txt", "--set", "data.shard_tokens=200000")
+    words = ("prepare", "demo", "--data", "book.txt", "--all", "--set", "data.shard_tokens=200000")
     program = [sys.executable, "-m", "gptctl", "data", *words]
     process = subprocess.Popen(program, stderr=subprocess.PIPE, start_new_session=True)
     datasets = home / "data" / "gptctl" / "node" / "datasets"

@@ -12,7 +12,9 @@ import pytest
 from tests.hub_server import Fault, HubServer, running_hub
 from tests.parquet_files import write_parquet
 from tests.runs.user import User, leave_nothing_running
+from tests.s3_server import S3Server
 from training.layout import DATASET_JSON
+from training.storage import open_store
 
 pytestmark = pytest.mark.slow
 
@@ -54,9 +56,9 @@ def read_dataset(user: User) -> Any:
 
 
 def hashes(user: User) -> dict[str, str]:
-    """Of every shard of a data set that is whole, by its name."""
+    """Of every shard of what 2000 steps need, by its name."""
     dataset = read_dataset(user)
-    assert dataset["complete"]
+    assert sum(shard["tokens"] for shard in dataset["shards"]) == 280_000
     assert not [*user.node.glob("datasets/*/fetched")]
     return {shard["name"]: shard["sha256"] for shard in dataset["shards"]}
 
@@ -71,6 +73,7 @@ def test_training_eats_shards_as_they_are_made_and_a_kill_in_the_middle_changes_
     while (view := user.status(run_id))["shards"] < 2 or view["step"] < 30:
         assert time.monotonic() < deadline, view
         time.sleep(0.2)
+    assert 20_000 <= view["lead"]["ready_tokens"] < view["lead"]["wanted_tokens"] == 260_000
     user.kill(user.processes(run_id, "training.supervise"))
     while user.processes(run_id):
         assert time.monotonic() < deadline, "something outlived its supervisor"
@@ -80,6 +83,7 @@ def test_training_eats_shards_as_they_are_made_and_a_kill_in_the_middle_changes_
     hub.commit(REPO, {"data/train-00000-of-00006.parquet": None})  # the run keeps to its commit
     resumed = user.json("launch", "--resume", run_id, "--yes", *user.to_store)
     assert (resumed["state"], resumed["step"]) == ("succeeded", 2000)
+    assert resumed["lead"] is None
     assert user.events(run_id, "waiting_for_data")  # it began before the data was whole
 
     (tmp_path / "clean").mkdir()
@@ -87,6 +91,44 @@ def test_training_eats_shards_as_they_are_made_and_a_kill_in_the_middle_changes_
     commit = json.loads((user.folder(run_id) / "run.json").read_bytes())["recipe"]["data"]
     clean.run(*launch(clean, "--set", f"data.revision={commit['revision']}"))
     assert hashes(clean) == hashes(user)
+
+
+def test_the_next_run_fetches_what_an_earlier_one_sent_and_makes_what_is_damaged(
+    hub: HubServer, aws: S3Server, tmp_path: Path
+) -> None:
+    url = aws.url("runs-hub", tmp_path.name)
+
+    def train(name: str) -> tuple[User, str]:
+        (tmp_path / name).mkdir()
+        somebody = User(tmp_path / name, store=url, HF_ENDPOINT=hub.url)
+        hub.requests.clear()
+        try:
+            ended = somebody.json(*launch(somebody, "--set", "train.steps=300"))
+            assert ended["state"] == "succeeded"
+            return somebody, ended["run_id"]
+        finally:
+            leave_nothing_running(somebody)
+
+    first, run_id = train("first")
+    made = [event["name"] for event in first.events(run_id, "shard_written")]
+    assert len(made) == 3  # validation, and 38,400 tokens: no more than it needs
+    shards = read_dataset(first)["shards"]
+    (row,) = first.json("data", "list", *first.to_store)
+    assert (row["shards"], row["complete"]) == (3, False)
+
+    second, run_id = train("second")
+    assert [event["name"] for event in second.events(run_id, "shard_fetched")] == made
+    assert second.events(run_id, "shard_written") == []
+    assert hub.requests_for("*/train-*") == []
+    assert read_dataset(second)["shards"] == shards
+
+    store, damaged = open_store(url), f"datasets/{row['key']}/{made[1]}"
+    store.write(damaged, store.read(damaged)[:-1] + b"\xff")
+    third, run_id = train("third")
+    assert [event["name"] for event in third.events(run_id, "shard_fetched")] == made[:1]
+    assert [event["name"] for event in third.events(run_id, "shard_written")] == made[1:]
+    assert read_dataset(third)["shards"] == shards
+    assert any(made[1] in event["text"] for event in third.events(run_id, "note"))
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_the_demo_recipe_runs_on_two_ranks_without_being_told_anything(user: Use
         "launch", "demo", "--yes", *user.to_store, *short,
         "--set", "train.cooldown_steps=6", "--set", "eval.tokens=4096",
     )  # fmt: skip
-    assert (view["state"], view["step"], view["shards"] > 10) == ("succeeded", 12, True)
+    assert (view["state"], view["step"], view["shards"]) == ("succeeded", 12, 2)
 
 
 def test_a_gpt2_recipe_made_small_trains_on_gpt2s_own_tokens(

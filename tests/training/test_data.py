@@ -7,7 +7,8 @@ import torch
 
 from tests.tiny import make_dataset, make_recipe, make_tokens
 from training.data import BatchLoader, TrainingTokens
-from training.shards import read_dataset, write_dataset
+from training.layout import read_dataset
+from training.shards import write_dataset
 
 RECIPE = make_recipe()
 

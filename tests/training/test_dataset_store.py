@@ -14,8 +14,8 @@ from training.errors import (
     StorageError,
     StorageUnavailableError,
 )
-from training.layout import DATASET_JSON, Dataset, Shard, decode, encode
-from training.shards import read_dataset, verify_dataset
+from training.layout import DATASET_JSON, Dataset, Shard, decode, encode, read_dataset
+from training.shards import verify_dataset
 from training.storage import Storage, open_store
 from training.storage_folder import FolderStorage
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 import training.progress
-from tests.tiny import make_recipe, make_record, make_run
-from training.events import append_event
+from tests.tiny import make_dataset, make_recipe, make_record, make_run
+from training.events import append_event, append_line, parse_lines
 from training.journal import Journal
 from training.layout import BillLine, Status, decode
 from training.meter import Limits
 from training.outcome import Outcome
+from training.race import Race
 
 LIMITS = Limits(budget_usd=Decimal(1), max_hours=None, price_per_hour=Decimal(36))
 
@@ -67,6 +68,44 @@ def test_evaluations_saves_and_waits_are_no_training_on_the_bill(tmp_path: Path)
     assert (bill["evaluation"], bill["checkpoints"], bill["waiting_for_data"]) == (0.1, 0.05, 0.02)
     whole = sum(bill.values()) - bill["checking"]
     assert bill["training"] == pytest.approx(whole - 0.17, abs=0.002)
+
+
+def test_a_race_that_training_would_win_is_told_once_and_stands_in_the_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = make_recipe(train={"steps": 1000})  # 64,000 tokens; shards of 500
+    record = make_record(recipe)
+    paths, data = make_run(tmp_path, record), tmp_path / "data"
+    journal = Journal(record, paths, LIMITS, None)
+    assert decode(journal.write_status(), Status, name="status").lead is None
+    journal.race = Race(data, recipe)
+    make_dataset(data, recipe, shards=4, complete=False)
+    for _ in range(3):
+        append_event(paths.events, "shard_written", tokens=500, seconds=10.0)
+    append_event(paths.events, "training_started", step=0)
+    line = {"step": 10, "tokens": 640, "loss": 3.0, "mfu": None, "tokens_per_sec": 640.0}
+    append_line(paths.metrics, line)
+    append_event(paths.events, "waiting_for_data")
+    for _ in range(3):
+        journal.tick()
+        journal.write_status()
+
+    lead = decode(paths.status.read_bytes(), Status, name="status").lead
+    assert lead is not None
+    assert (lead.ready_tokens, lead.tokens, lead.tokens_per_sec) == (1500, 860, 50.0)
+    assert lead.is_losing
+    assert lead.is_waiting
+    assert 1100 < lead.waits_s < 1200  # 63,000 tokens at 50, less 63,360 at 640 a second
+    events = list(parse_lines(paths.events.read_bytes()))
+    assert [event["event"] for event in events].count("data_is_late") == 1
+    assert "training will wait about 1,1" in capsys.readouterr().out
+
+    append_event(paths.events, "waited_for_data", seconds=1.0)
+    journal.tick()
+    told = decode(journal.write_status(), Status, name="status").lead
+    assert told is not None
+    assert not told.is_waiting
+    assert decode(journal.close(Outcome.stopped("user")), Status, name="status").lead is None
 
 
 def test_the_bill_of_earlier_lives_and_the_way_down_are_on_the_last_status(tmp_path: Path) -> None:

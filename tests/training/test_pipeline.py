@@ -19,10 +19,10 @@ from training import encode
 from training.config import DataConfig
 from training.encode import Encoded, open_encoder
 from training.errors import ConfigError, DataError, NoSpaceError
-from training.layout import Dataset, Position, Shard
+from training.layout import Dataset, Position, Shard, read_dataset
 from training.pipeline import CHECK_EVERY, pack_files
 from training.prepare import prepare
-from training.shards import open_shard, read_dataset, verify_dataset
+from training.shards import open_shard, verify_dataset
 from training.tokenizer import open_tokenizer
 
 END = 256

@@ -14,9 +14,9 @@ from tests.tiny import make_recipe, make_record, make_run
 from training.config import DataConfig
 from training.errors import DataError, NoSpaceError
 from training.events import parse_lines
-from training.layout import Dataset, RunPaths, Shard
+from training.layout import Dataset, RunPaths, Shard, read_dataset
 from training.prepare import main, prepare
-from training.shards import open_shard, read_dataset, verify_dataset, verify_shard
+from training.shards import open_shard, verify_dataset, verify_shard
 from training.sources import dataset_folder_key, open_source
 
 END = 256
@@ -231,7 +231,7 @@ def test_what_an_earlier_preparation_left_counts_only_once_it_is_verified(
             raise KeyboardInterrupt  # as good as killed, half way through
         verify_shard(folder, shard)
 
-    monkeypatch.setattr("training.prepare.verify_shard", verify_and_look)
+    monkeypatch.setattr("training.kept_shards.verify_shard", verify_and_look)
     with pytest.raises(KeyboardInterrupt):
         prepare_text(path, tmp_path / "out")
     monkeypatch.undo()
@@ -340,8 +340,12 @@ def test_a_full_disk_keeps_the_finished_shards(tmp_path: Path, small_disk: Path)
     assert len(dataset.shards) >= 3
 
 
-def start_run(root: Path, path: Path, run_id: str = "run-0001") -> RunPaths:
-    recipe = make_recipe(data={"source": "text", "path": str(path), "shard_tokens": 100})
+def start_run(
+    root: Path, path: Path, run_id: str = "run-0001", *, batch_tokens: int = 320
+) -> RunPaths:
+    """Of six batches: the whole text, and once more."""
+    data = {"source": "text", "path": str(path), "shard_tokens": 100}
+    recipe = make_recipe(data=data, train={"batch_tokens": batch_tokens})
     return make_run(root, make_record(recipe, run_id=run_id))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from training.config import DataConfig
 from training.layout import Position, Shard
-from training.prepare_here import estimate_files, estimate_text
+from training.prepare_here import estimate_files, estimate_text, no_more_than
 from training.sources import TextFiles, open_source
 from training.tokenizer import open_tokenizer
 
@@ -54,3 +54,20 @@ def test_files_are_estimated_by_those_that_have_been_read() -> None:
 def test_before_a_file_has_been_read_nobody_knows() -> None:
     assert estimate_files(FourFiles(), make_shard(Position(file=0, row=5)), 300) is None
     assert estimate_files(FourFiles(), make_shard(None), 300) is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "total", "val_fraction", "told"),
+    [
+        (None, 1000, 0.0, 1000),
+        (150, 1000, 0.0, 300),
+        (150, None, 0.0, 300),
+        (150, 200, 0.0, 200),
+        (150, 1000, 0.25, 450),
+    ],
+)
+def test_no_more_is_expected_than_is_wanted(
+    wanted: int | None, total: int | None, val_fraction: float, told: int
+) -> None:
+    data = DataConfig(source="x", tokenizer="bytes", shard_tokens=100, val_fraction=val_fraction)
+    assert no_more_than(wanted, total, data) == told

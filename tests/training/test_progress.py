@@ -74,7 +74,7 @@ def test_what_training_spent_beside_training_is_told_once(paths: RunPaths) -> No
 
 def test_shards_of_earlier_lives_are_counted_once_the_data_set_is_ready(paths: RunPaths) -> None:
     progress = Progress(paths)
-    append_event(paths.events, "shard_written")
+    append_event(paths.events, "shard_written", tokens=500, seconds=1.0)
     progress.read()
     assert progress.shards == 1
     append_event(paths.events, "dataset_ready", shards=4)
@@ -93,3 +93,23 @@ def test_silence_is_told_by_the_callers_clock_not_by_the_files(tmp_path: Path) -
     (tmp_path / "beat").unlink()
     heartbeat.silence_s(140.0)
     assert heartbeat.silence_s(150.0) == 10
+
+
+def test_a_hellaswag_score_is_the_newest_and_why_there_is_none_is_told(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    told = lambda: (progress.hellaswag_acc_norm, progress.hellaswag_missing)  # noqa: E731
+    append_event(paths.events, "hellaswag_failed", why="the Hub is away")
+    progress.read()
+    assert told() == (None, "the Hub is away")
+    score = {"step": 1, "tokens": 64, "hellaswag_acc": 0.25, "seconds": 2.0}
+    append_line(paths.metrics, {**score, "hellaswag_acc_norm": 0.3})
+    append_event(paths.events, "hellaswag_scored", step=1, seconds=2.0)
+    write_step(paths, 2)
+    progress.read()
+    assert told() == (0.3, None)
+    assert (progress.hellaswag_acc, progress.step, progress.loss) == (0.25, 2, 3.0)
+    append_event(paths.events, "hellaswag_skipped", step=2, why="told to end", seconds=0.5)
+    progress.read()
+    assert told() == (0.3, "told to end")
+    assert progress.take_asides() == {"evaluation": 2.5}
+    assert progress.evaluation_s == 0  # a stop does not wait for it

@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 
 from training.errors import DataError, NoSpaceError, TrainingError
-from training.layout import Dataset, Shard
-from training.shards import (
-    open_shard,
-    read_dataset,
-    verify_dataset,
-    verify_shard,
-    write_dataset,
-    write_shard,
-)
+from training.layout import Dataset, Shard, read_dataset
+from training.shards import open_shard, verify_dataset, verify_shard, write_dataset, write_shard
 
 IDS = [50256, 15496, 11, 995, 0]
 BY_HAND = struct.pack("<256i", 20240520, 1, len(IDS), *[0] * 253) + struct.pack("<5H", *IDS)
