@@ -37,6 +37,7 @@ bench: install  ## what the README claims about speed; wants an idle machine
 	$(BIN)/python bench/estimate.py
 	$(BIN)/python bench/checkpoint_stall.py --rounds 5
 	$(BIN)/python bench/time_to_loss.py $(TEXT)
+	$(BIN)/python bench/tokenizing.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -10,13 +10,16 @@ from decimal import Decimal
 
 from msgspec import Struct
 
+from gptctl.backends import LOCAL
 from gptctl.calibration import Measured, error_of, predict_mfu
 from gptctl.experience import name_machine
 from gptctl.gpu_names import gpu_of
+from gptctl.offers import cores_free
 from gptctl.phases import Span, list_phases
 from training.config import ModelConfig, Recipe, split_batch
 from training.flops import peak_of
 from training.layout import BillLine, Offer
+from training.preparation import Preparation, plan_preparation
 
 OTHER_CODE = 0.340 / 0.300
 """How much slower than in the runs that were measured a step may be, which is llm.c's: on 8 A100
@@ -60,6 +63,7 @@ class Estimate(Struct, frozen=True, kw_only=True):
     usd_high: Decimal | None
     phases: dict[str, PhaseEstimate]
     fits_budget: bool | None
+    preparation: Preparation
 
     @property
     def fixed_usd(self) -> Decimal | None:
@@ -92,8 +96,12 @@ def estimate(
     known: Sequence[Measured],
     steps: int | None = None,
     budget_usd: Decimal | None = None,
+    has_gigatoken: bool = True,
 ) -> RecipeEstimate:
-    """Of `steps` steps, or all of the recipe's, on `nodes` machines of each offer."""
+    """Of `steps` steps, or all of the recipe's, on `nodes` machines of each offer.
+
+    `has_gigatoken`: whether this machine has; a rented one is given it.
+    """
     steps = recipe.train.steps if steps is None else steps
     found = (
         _estimate(
@@ -103,6 +111,7 @@ def estimate(
             nodes=nodes,
             steps=steps,
             budget_usd=budget_usd,
+            has_gigatoken=has_gigatoken or offer.cloud != LOCAL,
         )
         for offer in offers
     )
@@ -192,14 +201,29 @@ def _estimate(
     nodes: int,
     steps: int,
     budget_usd: Decimal | None,
+    has_gigatoken: bool,
 ) -> Estimate:
     phases: dict[str, PhaseEstimate] = {}
+    preparation = plan_preparation(
+        recipe,
+        tokens_per_sec=speed.tokens_per_sec,
+        cores_free=cores_free(offer),
+        has_gigatoken=has_gigatoken,
+    )
     hours = usd = low = high = None
     if speed.tokens_per_sec is not None:
         price = offer.price_per_hour * nodes
         seconds = steps * recipe.train.batch_tokens / speed.tokens_per_sec
         training = Span(seconds / speed.faster, seconds, seconds * speed.slower)
-        spans = list_phases(recipe, training, steps=steps, cloud=offer.cloud, spot=offer.spot)
+        spans = list_phases(
+            recipe,
+            training,
+            steps=steps,
+            cloud=offer.cloud,
+            spot=offer.spot,
+            waiting=preparation.waiting,
+            has_gigatoken=has_gigatoken,
+        )
         phases = {name: _bill(span.likely, price) for name, span in spans.items()}
         usd = sum((phase.usd for phase in phases.values()), Decimal(0))
         hours = sum(phase.seconds for phase in phases.values()) / 3600
@@ -225,6 +249,7 @@ def _estimate(
         usd_high=high,
         phases=phases,
         fits_budget=None if usd is None or budget_usd is None else usd <= budget_usd,
+        preparation=preparation,
     )
 
 

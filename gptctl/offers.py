@@ -1,5 +1,6 @@
 """Machines at a price: how they are described, and this machine, at the price its owner names."""
 
+import os
 from datetime import date
 from decimal import Decimal
 from typing import Protocol
@@ -35,7 +36,18 @@ def offer_this_machine(
         price_per_hour=price_per_hour or Decimal(0),
         price_source=OWN_MACHINE if price_per_hour is None else GIVEN_PRICE,
         price_as_of=today.isoformat(),
+        vcpus=usable_cores(),
     )
+
+
+def usable_cores() -> int:
+    """Of this machine, those that a program started from here may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_free(offer: Offer) -> float | None:
+    """What the GPUs' processes, each with a core of its own, leave; None where nobody knows."""
+    return None if offer.vcpus is None else max(1.0, offer.vcpus - offer.gpu_count)
 
 
 def describe_machine(offer: Offer) -> str:

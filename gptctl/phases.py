@@ -9,17 +9,19 @@ shards but the first) takes none.
 from math import ceil
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gptctl.backends import LOCAL
 from gptctl.backends.sky_task import TEARDOWN_S
 from training.config import Recipe
+from training.preparation import BYTES_PER_PARAMETER, LINK_BYTES_PER_S, rates_of
 
-CHECKPOINT_BYTES_PER_PARAMETER = 12
-"""fp32 weight and Adam's two moments: `training.check`, which the laptop does not import."""
-PREPARED_TOKENS_PER_S = {"gpt2": 4e6, "bytes": 100e6}
-"""Of one process. `gpt2`: 4.2 million measured on one core of a small server; `bytes`: assumed."""
+FIRST_CORES = 2
+"""On which the first shards are made; most machines have more."""
 FORWARD_SHARE = 1 / 3
 """Of the FLOPs of training, those of the loss alone: 2N of 6N (PaLM, appendix B)."""
+HELLASWAG_TOKENS = 10_042 * 4 * 100
+"""All endings with their contexts, of about a hundred tokens: assumed."""
 SPOT_LIFE_S = 4 * 3600.0
 """Assumed for the high end: a spot machine is taken away as often as this."""
 BILLED_BY_S = {LOCAL: 0, "aws": 1, "gcp": 1}
@@ -42,13 +44,21 @@ NOTHING = Span(0.0, 0.0, 0.0)
 
 
 def list_phases(
-    recipe: Recipe, training: Span, *, steps: int, cloud: str, spot: bool
+    recipe: Recipe,
+    training: Span,
+    *,
+    steps: int,
+    cloud: str,
+    spot: bool,
+    waiting: float = 0.0,
+    has_gigatoken: bool = True,
 ) -> dict[str, Span]:
     """All phases of a run of `steps` steps in the order in which they begin, `training` among them.
 
     `provisioning`: from when the machine bills to our first line; `first_shard`: until training has
     its first data; `upload`: samples and what is sent after the last step. `preemptions`, of a spot
-    machine, may be none.
+    machine, may be none. `waiting_for_data` is there where preparation is the slower of the two, by
+    `waiting` of the time of training.
     """
     is_rented = cloud != LOCAL
     saved = _seconds(_checkpoint_bytes(recipe), best=10e9, likely=2.5e9, worst=0.5e9)
@@ -59,7 +69,7 @@ def list_phases(
         "provisioning": Span(60, 90, 300) if is_rented else NOTHING,
         # Installing torch, looking at the GPUs, joining the ranks. Here: only starting them.
         "setup": Span(60, 150, 600) if is_rented else Span(3, 6, 20),
-        "first_shard": _first_shard(recipe, steps),
+        "first_shard": _first_shard(recipe, steps, has_gigatoken=has_gigatoken),
         # A GPT-2 of 12 to 48 layers, once for training and once for evaluation.
         "compile": Span(30, 60, 300) if recipe.train.compile else NOTHING,
         "training": training,
@@ -69,6 +79,8 @@ def list_phases(
         "upload": _upload(recipe, is_rented=is_rented),
         "teardown": Span(30, TEARDOWN_S, 2 * TEARDOWN_S) if is_rented else NOTHING,
     }
+    if waiting:
+        phases["waiting_for_data"] = Span(0, waiting * training.likely, waiting * training.high)
     if spot:
         phases["preemptions"] = _preemptions(phases, every=recipe.checkpoint.every / steps)
     unit_s = BILLED_BY_S.get(cloud, MINUTE_S)
@@ -76,16 +88,23 @@ def list_phases(
     return phases
 
 
-def _first_shard(recipe: Recipe, steps: int) -> Span:
-    """Validation and the first of training; nothing where the store has them already."""
+def _first_shard(recipe: Recipe, steps: int, *, has_gigatoken: bool) -> Span:
+    """Validation and the first of training, and the first file of the Hub: its link is assumed.
+
+    Nothing where the store has them already.
+    """
+    rates = rates_of(recipe.data, has_gigatoken=has_gigatoken)
     tokens = 2 * min(recipe.data.shard_tokens, steps * recipe.train.batch_tokens)
-    likely = tokens / PREPARED_TOKENS_PER_S[recipe.data.tokenizer]
-    return Span(0, likely, 4 * likely)
+    made = tokens / rates.tokens_per_s(FIRST_CORES)
+    fetched = _seconds(round(rates.file_bytes), best=500e6, likely=LINK_BYTES_PER_S, worst=20e6)
+    return replace(_add(fetched, Span(0, made, 4 * made)), low=0.0)
 
 
 def _evaluation(recipe: Recipe, training: Span, steps: int) -> Span:
     """One before the first step, too. At worst half as fast as the forward half of training."""
     tokens = recipe.eval.tokens * (1 + _times(steps, recipe.eval.every))
+    if recipe.eval.hellaswag:
+        tokens += HELLASWAG_TOKENS * _times(steps, recipe.eval.hellaswag_every)
     share = FORWARD_SHARE * tokens / (steps * recipe.train.batch_tokens)
     found = training.times(share)
     return Span(found.low, found.likely, 2 * found.high)
@@ -115,7 +134,7 @@ def _rest(phases: dict[str, Span], unit_s: int) -> float:
 
 
 def _checkpoint_bytes(recipe: Recipe) -> int:
-    return recipe.model.parameters * CHECKPOINT_BYTES_PER_PARAMETER
+    return recipe.model.parameters * BYTES_PER_PARAMETER
 
 
 def _times(steps: int, every: int) -> int:

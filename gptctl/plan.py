@@ -11,11 +11,11 @@ from gptctl.backends import LOCAL
 from gptctl.errors import PlanRefusedError, UsageError
 from gptctl.estimate import Estimate
 from gptctl.offers import describe_machine
-from training.config import DataConfig, Recipe, split_batch
+from training.config import HUB_REPOS, DataConfig, Recipe, split_batch
 from training.layout import Offer
 
-SOURCES = ("python-stdlib", "text")
-"""What this version can prepare."""
+SOURCES = ("python-stdlib", "text", "tokens")
+"""What can be prepared, and is not on the Hub."""
 
 _MOST_USD = Decimal(1_000_000)
 _MOST_HOURS = 10_000.0
@@ -151,16 +151,17 @@ def default_hours(recipe: Recipe) -> float:
 
 
 def check_source(data: DataConfig) -> None:
-    """Raises PlanRefusedError for data that this version cannot prepare."""
+    """Raises PlanRefusedError for data that cannot be prepared."""
     if data.source not in SOURCES and not data.hub_repo:
+        known = *SOURCES, *HUB_REPOS, "hub:owner/name", "hub-shards:owner/name"
         raise PlanRefusedError(
-            f"this version cannot prepare the data set {data.source!r} yet, "
-            f"only {' and '.join(SOURCES)}",
+            f"there is no data source {data.source!r}, only {', '.join(known)}",
             hint="train on your own text: `--data PATH` (a file, a folder or a glob)",
         )
-    if data.source == "text" and not data.path:
+    if data.takes_path and not data.path:
+        what = "tokens" if data.is_tokens else "a text"
         raise PlanRefusedError(
-            "this recipe trains on a text that you choose",
+            f"this recipe trains on {what} that you choose",
             hint="name it: `--data PATH` (a file, a folder or a glob)",
         )
 

@@ -4,9 +4,10 @@ The market is what is known of prices and of speed: the list that came with gptc
 and what others and the runs of this installation measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from decimal import Decimal
+from importlib.util import find_spec
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -25,16 +26,27 @@ from gptctl.recipe import read_recipe
 from gptctl.settings import Settings
 from training.config import Recipe
 from training.layout import Offer
+from training.preparation import (
+    GIGATOKEN_TOKENS_PER_S,
+    LINK_BYTES_PER_S,
+    TIKTOKEN,
+    TIKTOKEN_TOKENS_PER_S,
+    Preparation,
+)
 
 MOST_WAYS = 4
 
 
 class Market(Struct, frozen=True, kw_only=True):
-    """All that is known of prices and speeds, as of `today`."""
+    """All that is known of prices and speeds, as of `today`.
+
+    `has_gigatoken`: whether this machine has; those that are rented get it.
+    """
 
     prices: tuple[Price, ...]
     known: tuple[Measured, ...]
     today: date
+    has_gigatoken: bool = True
 
 
 class Ask(Struct, frozen=True, kw_only=True):
@@ -56,6 +68,7 @@ def open_market(settings: Settings, *, today: date) -> Market:
         prices=tuple(newest(read_snapshot(), read_cache(settings.prices))),
         known=(*read_calibration(), *read_experience(settings.experience)),
         today=today,
+        has_gigatoken=find_spec("gigatoken") is not None,
     )
 
 
@@ -76,6 +89,7 @@ def quote(recipe: str, ask: Ask, market: Market) -> RecipeEstimate:
         known=market.known,
         steps=steps,
         budget_usd=budget_usd,
+        has_gigatoken=market.has_gigatoken,
     )
     return replace(answer, offers=tuple(sorted(answer.offers, key=lambda o: _rank(o, ask.sort))))
 
@@ -99,8 +113,10 @@ def price_plan(plan: Plan, market: Market, *, over_budget_ok: bool = False) -> P
             hint="name the budget at which it stops: `--budget USD`",
         )
     guess = _estimate_plan(plan, plan.offers[:1], market, steps=_likely_steps(plan)).offers[0]
-    aged = warn_of_age(plan.offers[:1], today=market.today)
-    plan = replace(plan, estimate=guess, notes=(*plan.notes, *([aged] if aged else [])))
+    notes = [*warn_of_preparation(guess.preparation)]
+    if (aged := warn_of_age(plan.offers[:1], today=market.today)) is not None:
+        notes.append(aged)
+    plan = replace(plan, estimate=guess, notes=(*plan.notes, *notes))
     budget_usd = plan.budget_usd
     if guess.usd is None or budget_usd is None or guess.usd <= budget_usd:
         return plan
@@ -115,6 +131,30 @@ def price_plan(plan: Plan, market: Market, *, over_budget_ok: bool = False) -> P
     anyway = "`--over-budget-ok` begins it anyway and stops it, resumable, at the budget"
     hint = f"fits: {'; '.join(ways)}. Or: " if ways else "nothing that is known fits. "
     raise PlanRefusedError(message, hint=hint + anyway)
+
+
+def warn_of_preparation(needs: Preparation) -> Iterator[str]:
+    """What the user should know of the data before money is spent."""
+    speed, made = needs.tokens_per_sec or 0.0, needs.made_per_sec or 0.0
+    if needs.waiting:
+        yield (
+            f"preparation would lose the race: training takes {speed / 1e6:.2g} M tokens a second, "
+            f"{needs.maker} makes {made / 1e6:.2g} M there, so it would wait "
+            f"{needs.waiting / (1 + needs.waiting):.0%} of its time, which the estimate counts; "
+            "`gptctl data prepare` makes the shards before a machine is rented"
+        )
+    if needs.maker == TIKTOKEN:
+        slower = GIGATOKEN_TOKENS_PER_S / TIKTOKEN_TOKENS_PER_S
+        yield (
+            f"gigatoken is not installed here, and tiktoken takes {slower:.0f} times its cores: "
+            "`pip install gigatoken`"
+        )
+    fetched = needs.fetched_bytes_per_s or 0.0
+    if fetched > LINK_BYTES_PER_S:
+        yield (
+            f"training takes {fetched / 1e6:.0f} MB/s from the Hub, and more than "
+            f"{LINK_BYTES_PER_S / 1e6:.0f} is not likely"
+        )
 
 
 def _ways_that_fit(plan: Plan, guess: Estimate, market: Market) -> list[str]:
@@ -176,6 +216,7 @@ def _estimate_plan(
         known=market.known,
         steps=steps,
         budget_usd=plan.budget_usd,
+        has_gigatoken=market.has_gigatoken,
     )
 
 

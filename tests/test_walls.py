@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gptctl.backends.node_requirements import NODE_PACKAGES
 from tests.gptctl.catalogues import install
 
 ROOT = Path(__file__).parents[1]
@@ -18,13 +19,13 @@ ROOT = Path(__file__).parents[1]
 # What gptctl may know of training: the file contract, and nothing that needs torch.
 SHARED = (
     *("errors", "config", "layout", "manifest", "storage", "storage_*", "schedule", "events"),
-    *("flops", "dataset_store", "hub", "hub_asking"),
+    *("flops", "preparation", "dataset_store", "hub", "hub_asking", "hellaswag_published"),
 )
 # What trains, or looks at what trains. Everything else runs beside torch, or without it.
 NEEDS_TORCH = (
     *("train", "model", "data", "optimizer", "distributed", "checkpoint", "evaluate", "peaks"),
     *("sample", "export", "ranks", "all_reduce", "device_check", "gpu_check", "batch_size"),
-    *("hellaswag_score", "eval_hellaswag"),
+    *("hellaswag_score", "hellaswag_run", "eval_hellaswag"),
 )
 # Who alone may name a foreign package, by file.
 OWNERS = {
@@ -166,6 +167,27 @@ def test_below_the_command_line_nothing_prints_asks_exits_or_reads_the_environme
     name: str,
 ) -> None:
     assert side_effects(TREES[name]) == []
+
+
+SMALL = ("msgspec", "boto3", "psutil")
+"""What bootstrap.sh installs where all of it could not be: enough to write why into the record."""
+WITHOUT_THE_REST = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in ABSENT:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import training.supervise, training.follower, training.rescue
+"""
+
+
+def test_a_node_without_its_packages_can_still_say_so() -> None:
+    absent = {name.replace("-", "_") for name in NODE_PACKAGES} - {*SMALL} | {"httpx", "fsspec"}
+    program = f"ABSENT = {absent!r}{WITHOUT_THE_REST}"
+
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
 
 
 LOADED_BY = (

@@ -12,7 +12,7 @@
 #   NODE_GPUS          how many there should be; 0: do not look for any
 #   NODE_GO_DOWN_IN    program that ends this machine in so many MINUTES; empty: none can
 #   NODE_RANK, NODE_COUNT, NODE_IPS, NODE_PLACE   as SkyPilot tells them
-# and whatever the store's client needs (AWS_ACCESS_KEY_ID, …).
+# and whatever the clients of the store and the Hub need (AWS_ACCESS_KEY_ID, HF_TOKEN, …).
 set -euo pipefail
 
 readonly MIN_DRIVER=525.60.13 # of CUDA 12, by NVIDIA's table of CUDA's compatibility

@@ -4,21 +4,22 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from training.config import HUB_REPOS
 from training.errors import NoSpaceError, TrainingError
-from training.layout import RunRecord
-
-BYTES_PER_PARAMETER = 12
-"""Of a checkpoint: fp32 weight and Adam's two moments."""
+from training.layout import DATASETS, RunRecord
+from training.preparation import BYTES_PER_PARAMETER, checkpoint_bytes, plan_preparation
+from training.sources import dataset_folder_key
 
 
 def check_node(record: RunRecord, root: Path, *, ranks: int) -> dict[str, int]:
     """What was found. Raises TrainingError where `ranks` processes could not go well here."""
     found = {"disk_free_bytes": shutil.disk_usage(root).free, "gpus": len(list_gpus())}
-    needed = disk_needed_bytes(record)
-    if found["disk_free_bytes"] < needed:
+    checkpoints, data = checkpoint_bytes(record.recipe), data_needed_bytes(record, root)
+    if found["disk_free_bytes"] < checkpoints + data:
+        shards = f" and {data / 1e9:.1f} GB for token shards" if data else ""
         raise NoSpaceError(
             f"{root} has {found['disk_free_bytes'] / 1e9:.1f} GB free, "
-            f"the run needs {needed / 1e9:.1f} GB for checkpoints",
+            f"the run needs {checkpoints / 1e9:.1f} GB for checkpoints{shards}",
             hint="free some space, or lower checkpoint.keep",
         )
     if record.device == "cuda" and found["gpus"] < ranks:
@@ -41,10 +42,14 @@ def raise_if_full(record: RunRecord, root: Path) -> None:
         )
 
 
-def disk_needed_bytes(record: RunRecord) -> int:
-    """Room for the checkpoints that are kept, the best, and the one being written."""
-    checkpoint = record.recipe.model.parameters * BYTES_PER_PARAMETER
-    return checkpoint * (record.recipe.checkpoint.keep + 2)
+def data_needed_bytes(record: RunRecord, root: Path) -> int:
+    """Room for the shards that are not there yet; 0 for data whose size nobody knows before."""
+    data = record.recipe.data
+    if data.source not in HUB_REPOS:
+        return 0
+    folder = root / DATASETS / dataset_folder_key(data)
+    there = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    return max(0, plan_preparation(record.recipe).disk_bytes - there)
 
 
 def list_gpus() -> list[str]:

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 
 import httpx
 from fsspec.utils import glob_translate  # type: ignore[import-untyped]
-from huggingface_hub import HfApi, get_session, hf_hub_url, hf_raise_for_status
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_session,
+    get_token,
+    hf_hub_url,
+    hf_raise_for_status,
+)
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -22,6 +29,7 @@ from training.hub_asking import PATIENCE, SILENCE_S, Asked, Patience, ask
 from training.layout import Record
 
 REPO_TYPE = "dataset"
+PUBLIC_ENDPOINT = "https://huggingface.co"
 _NAMED_AT_MOST = 12
 
 
@@ -48,6 +56,17 @@ def resolve(repo: str, revision: str, *, patience: Patience = PATIENCE) -> str:
         return info.sha
 
     return ask(question, Asked(repo=repo, revision=revision), patience)
+
+
+def node_environment() -> dict[str, str]:
+    """What a machine elsewhere needs in its environment to read the Hub as this one does: secrets.
+
+    Empty where this machine has no token and asks the Hub itself.
+    """
+    named = {"HF_TOKEN": get_token()}
+    if constants.ENDPOINT != PUBLIC_ENDPOINT:
+        named["HF_ENDPOINT"] = constants.ENDPOINT
+    return {name: value for name, value in named.items() if value}
 
 
 def list_files(

@@ -27,6 +27,7 @@ from gptctl.backends.sky_task import NODE_ROOT, compose_task, redact, to_yaml
 from gptctl.errors import BackendError, CapacityError, PlanRefusedError
 from gptctl.offers import GIVEN_PRICE
 from training.layout import Offer, RunPaths
+from training.preparation import reads_hub
 from training.storage import node_environment
 
 CATALOGS = Path(".sky", "catalogs", "v8")
@@ -228,7 +229,7 @@ class CloudBackend:
 
     def _find_text(self, job: Job) -> Path | None:
         """Where the run's text lies here: as said now, or as it was when it was first launched."""
-        if job.record.recipe.data.source != "text":
+        if not job.record.recipe.data.takes_path:
             return None
         note = self._launched.read(job.record.run_id)
         text = job.text or (Path(note.text) if note and note.text else None)
@@ -382,9 +383,14 @@ def still_bills(run_id: str, why: str) -> BackendError:
 
 
 def _compose(job: Job) -> dict[str, Any]:
+    secrets = node_environment(job.store)
+    if reads_hub(job.record.recipe):
+        from training import hub  # noqa: PLC0415 - the Hub's client takes long
+
+        secrets |= hub.node_environment()
     return compose_task(
         job,
         source=Path(training.__file__).parent,
         requirements=node_requirements(),
-        secrets=node_environment(job.store),
+        secrets=secrets,
     )

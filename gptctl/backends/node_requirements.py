@@ -6,7 +6,10 @@ Every second of installing on a rented node is paid for, so nothing of the lapto
 import re
 from importlib.metadata import requires
 
-NODE_PACKAGES = ("msgspec", "boto3", "psutil", "torch", "numpy", "safetensors", "tiktoken")
+NODE_PACKAGES = (
+    *("msgspec", "boto3", "psutil", "torch", "numpy", "safetensors", "tiktoken"),
+    *("huggingface-hub", "datasets", "pyarrow", "gigatoken", "awkward"),
+)
 """A test holds them against what `training` really imports."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")

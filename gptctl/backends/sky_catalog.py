@@ -142,6 +142,7 @@ def _offer(row: Row, wanted: Wanted, *, as_of: str) -> Offer | None:
         price_per_hour=price if given is None else given,
         price_source=SOURCE if given is None else GIVEN_PRICE,
         price_as_of=as_of,
+        vcpus=row.vcpus or None,
     )
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from gptctl.backends import Job
+from training.config import Recipe
 from training.layout import Offer, RunPaths
+from training.preparation import disk_bytes
 
 NODE_ROOT = "~/gptctl-node"
 TEARDOWN_S = 90
@@ -25,6 +27,10 @@ FIRST_MINUTES = 10
 MANAGED_MINUTES = 3
 """A managed job's controller gives the machine back: first it must see that the job has ended."""
 REDACTED = "<redacted>"
+SKYPILOT_DISK_GB = 256
+"""What SkyPilot gives a machine whose disk can be chosen. Lambda's cannot, and are larger."""
+SPARE_DISK_GB = 40
+"""The system, torch and CUDA's libraries, logs."""
 
 _GO_DOWN_IN = """\
 #!/bin/bash
@@ -55,7 +61,7 @@ def compose_task(
         "name": record.run_id,
         "num_nodes": record.nodes,
         "resources": {
-            "ordered": [_resources(group) for group in _group(job.offers)],
+            "ordered": [_resources(group) | _disk(record.recipe) for group in _group(job.offers)],
             "autostop": {
                 "idle_minutes": minutes_to_live(job),
                 "down": True,
@@ -140,6 +146,12 @@ def _resources(group: list[Offer]) -> dict[str, Any]:
     if first.instance_type:
         return {**machine, "instance_type": first.instance_type}
     return {**machine, "cpus": "4+"}
+
+
+def _disk(recipe: Recipe) -> dict[str, int]:
+    """A larger disk, where the shards of the run and its checkpoints might not fit the usual."""
+    needed_gb = ceil(disk_bytes(recipe) / 1e9) + SPARE_DISK_GB
+    return {"disk_size": needed_gb} if needed_gb > SKYPILOT_DISK_GB else {}
 
 
 def _run_script(least_minutes: int) -> str:

@@ -26,6 +26,7 @@ from gptctl.launch import resume as resume_run
 from gptctl.offers import describe_machine
 from gptctl.order import Order, plan_order
 from gptctl.plan import Limits, Plan, parse_limits
+from gptctl.questions import note_missing_questions
 from gptctl.quotes import price_plan
 from gptctl.runs import check_name
 from training.layout import Offer
@@ -48,7 +49,10 @@ def launch(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", metavar="PATH", help="Train on your own UTF-8 text.", rich_help_panel=WHAT
+            "--data",
+            metavar="PATH",
+            help="Train on your own text (UTF-8), or token files.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     until_val_loss: UntilOption = None,
@@ -217,6 +221,7 @@ def launch(
             order, open_backend=session.backend, store=session.store.url, today=utc_now().date()
         )
         plan = price_plan(plan, session.market(), over_budget_ok=over_budget_ok)
+        plan = note_missing_questions(plan)
         _show_plan(plan, session, json=dry_run and json)
         if emit is not None:
             _emit(plan, session, backend, name, to=emit)

@@ -8,9 +8,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gptctl.cli.render import dollars, duration, new_table, number
+from gptctl.cli.render import describe_preparation, dollars, duration, new_table, number
 from gptctl.estimate import Estimate, RecipeEstimate
 from gptctl.history import Entry, Totals
+from gptctl.quotes import warn_of_preparation
 from gptctl.report import Cost, Reconciliation, Spent, reconcile
 
 
@@ -37,6 +38,9 @@ def estimate_group(answer: RecipeEstimate, *, most: int | None) -> Group:
         per_dollar = answer.tokens_per_usd(first)
         value = f"; {per_dollar / 1e6:,.0f} million tokens a dollar" if per_dollar else ""
         parts.append(Text(f"speed: {first.mfu_source}{value}"))
+        if first.preparation.is_fetched:
+            parts.append(Text(f"data: {describe_preparation(first.preparation)}"))
+        parts += [Text(f"warning: {why}") for why in warn_of_preparation(first.preparation)]
         parts.append(Text(f"price: {first.price_source} ({first.price_as_of})"))
     elif answer.offers:
         parts.append(Text(f"how fast it would be: {answer.offers[0].mfu_source}"))

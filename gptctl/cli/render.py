@@ -20,7 +20,9 @@ from gptctl.offers import describe_gpus, describe_machine
 from gptctl.plan import Plan
 from gptctl.report import Cost, Curves, describe_shares
 from gptctl.runs import RunView
-from training.layout import Offer, RunRecord
+from training.config import DataConfig
+from training.layout import Lead, Offer, RunRecord
+from training.preparation import Preparation, checkpoint_bytes
 
 CURVE_WIDTH, CURVE_HEIGHT = 76, 15
 MOST_ALTERNATIVES = 4
@@ -55,6 +57,27 @@ def number(value: float | None, form: str = ",.0f") -> str:
 def counted(count: int, what: str) -> str:
     """`1 shard`, `2 shards`"""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def describe_lead(lead: Lead) -> str:
+    """`3 shards ahead, 2 min 05 s of training, at 24,000,000 tokens/s`, and what is wrong."""
+    if lead.is_done:
+        return "all that it needs is ready"
+    parts = [f"{counted(lead.shards, 'shard')} ahead"]
+    if lead.seconds is not None:
+        parts.append(f"{duration(lead.seconds)} of training")
+    if lead.tokens_per_sec is not None:
+        parts.append(f"at {lead.tokens_per_sec:,.0f} tokens/s")
+    if lead.is_waiting:
+        parts.append("training waits for it")
+    if lead.is_losing:
+        parts.append(f"too slow: training will wait {duration(lead.waits_s)} in all from now on")
+    return ", ".join(parts)
+
+
+def _ready_of(lead: Lead) -> str:
+    ready = f"{lead.ready_tokens:,} of {lead.wanted_tokens:,} training tokens ready; "
+    return "" if lead.is_done else ready
 
 
 def spending(view: RunView) -> str:
@@ -104,15 +127,17 @@ def plan_table(plan: Plan, *, store: str) -> Table:
             "recipe": f"{plan.recipe_name}: {recipe.summary}",
             "model": f"{model.parameters:,} parameters ({counted(model.n_layer, 'layer')}, "
             f"{counted(model.n_head, 'head')}, {model.n_embd} wide, context {model.block_size:,})",
-            "data": recipe.data.path or recipe.data.source,
+            "data": _describe_data(recipe.data),
             "training": f"{counted(train.steps, 'step')} of {train.batch_tokens:,} tokens: "
             f"{train.tokens:,} tokens",
+            **_hellaswag_in(plan),
             "machine": f"{_machines(plan)}; {counted(plan.ranks, 'rank')} on {plan.device}",
             **_place_of(plan),
             "a step": batch,
             "price": f"{_price(plan)} ({offer.price_source}, {offer.price_as_of})",
             "budget": budget,
             **({} if plan.estimate is None else {"estimate": describe_estimate(plan.estimate)}),
+            **_preparation_of(plan),
             "time limit": duration(plan.max_hours * 3600) if plan.max_hours else "no limit",
             "store": store,
         }
@@ -127,6 +152,26 @@ def plan_table(plan: Plan, *, store: str) -> Table:
     for note in plan.notes:
         table.add_row("note", note)
     return table
+
+
+def _hellaswag_in(plan: Plan) -> dict[str, str]:
+    settings, reference = plan.recipe.eval, plan.recipe.reference
+    if not settings.hellaswag:
+        return {}
+    beside = f" (reference {reference.hellaswag:.3f})" if reference and reference.hellaswag else ""
+    return {
+        "HellaSwag": f"scored every {counted(settings.hellaswag_every, 'step')} and at the end"
+        f"{beside}; where its questions cannot be fetched, the run goes on without and says so"
+    }
+
+
+def _describe_data(data: DataConfig) -> str:
+    """`fineweb, sample-10BT, at 9bb295ddab0e`, or where a text lies."""
+    if data.hub_repo is None:
+        return data.path or data.source
+    commit = data.revision[:12] if data.is_pinned else data.revision
+    config = data.config or data.default_config
+    return ", ".join(filter(None, (data.source, config, f"at {commit}" if commit else "")))
 
 
 def _machines(plan: Plan) -> str:
@@ -164,6 +209,28 @@ def _place_of(plan: Plan) -> dict[str, str]:
     return facts
 
 
+def describe_hellaswag(*, acc: float | None, acc_norm: float, reference: float | None) -> str:
+    beside = "" if reference is None else f"; the reference: {reference:.3f}"
+    return f"acc_norm {acc_norm:.4f}, acc {number(acc, '.4f')}{beside}"
+
+
+def hellaswag_of(view: RunView) -> str:
+    """The newest score, and why there is none now; empty for a run that has neither."""
+    parts = []
+    if view.hellaswag_acc_norm is not None:
+        parts.append(
+            describe_hellaswag(
+                acc=view.hellaswag_acc,
+                acc_norm=view.hellaswag_acc_norm,
+                reference=view.hellaswag_reference,
+            )
+        )
+    if view.hellaswag_missing is not None:
+        later = f"; `gptctl eval hellaswag {view.run_id}` scores it here" if view.is_over else ""
+        parts.append(f"no score: {view.hellaswag_missing}{later}")
+    return "; ".join(parts)
+
+
 def runs_table(views: list[RunView]) -> Table:
     table = new_table("run", "state", "step", "val loss", "tokens/s", "spent", "budget", "created")
     for view in views:
@@ -193,6 +260,7 @@ def run_details(view: RunView) -> Table:
             "val loss": f"{number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}",
             "speed": f"{number(view.tokens_per_sec)} tokens/s, MFU {number(view.mfu, '.1%')}",
             "time left": duration(view.seconds_left),
+            **({"data": _ready_of(view.lead) + describe_lead(view.lead)} if view.lead else {}),
             "spent": spending(view),
             "phases": phases or "-",
             "store": view.store,
@@ -200,7 +268,12 @@ def run_details(view: RunView) -> Table:
             "updated": moment(view.updated_at),
         }
     )
-    for name, text in (("message", view.message), ("hint", view.hint)):
+    rows = (
+        ("HellaSwag", hellaswag_of(view)),
+        ("message", view.message),
+        ("hint", view.hint),
+    )
+    for name, text in rows:
         if text:
             table.add_row(name, text)
     return table
@@ -247,6 +320,30 @@ def describe_estimate(found: Estimate) -> str:
     return (
         f"likely {dollars(found.usd)} in {duration((found.hours or 0) * 3600)}, "
         f"{dollars(found.usd_low)} to {dollars(found.usd_high)} ({found.mfu_source})"
+    )
+
+
+def _preparation_of(plan: Plan) -> dict[str, str]:
+    if plan.estimate is None or not plan.estimate.preparation.is_fetched:
+        return {}
+    needs, saved_bytes = plan.estimate.preparation, checkpoint_bytes(plan.recipe)
+    return {
+        "preparing": describe_preparation(needs),
+        "disk": f"{needs.disk_bytes / 1e9:.1f} GB for data and {saved_bytes / 1e9:.1f} GB for "
+        "checkpoints, at most",
+    }
+
+
+def describe_preparation(needs: Preparation) -> str:
+    """What keeps up with training, and what there is."""
+    shards = f"{counted(needs.shards, 'shard')} at most"
+    if needs.cores is None:
+        return f"{shards}, by {needs.maker}; how fast they are wanted is not known"
+    there = "" if needs.cores_free is None else f" of {needs.cores_free:g} free"
+    return (
+        f"{shards}; {number(needs.tokens_per_sec)} tokens/s take {needs.cores:.2g}{there} cores "
+        f"by {needs.maker}, {(needs.fetched_bytes_per_s or 0) / 1e6:.2g} MB/s from the Hub; "
+        "nothing where the store has them"
     )
 
 
@@ -297,6 +394,8 @@ def summary(
     outcome = f"{view.run_id}: {state_of(view)} at step {view.step:,} of {view.steps:,}"
     losses = f"val loss {number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}"
     parts += [Text(f"{outcome}; {losses}", style="bold")]
+    if told := hellaswag_of(view):
+        parts += [Text(f"HellaSwag: {told}")]
     parts += [Text(f"everything it made: {_place(view)}"), Text("next:")]
     parts += [Text(f"  {command(*words)}") for words in next_commands(view)]
     return Group(*parts)

@@ -104,7 +104,7 @@ def test_json_has_the_fields_of_the_contract_with_money_as_strings():
     assert set(offer) == {
         *("cloud", "instance_type", "region", "gpu", "gpu_count", "nodes", "spot"),
         *("price_per_hour", "price_source", "price_as_of", "mfu", "mfu_source", "tokens_per_sec"),
-        *("hours", "usd", "usd_low", "usd_high", "phases", "fits_budget"),
+        *("hours", "usd", "usd_low", "usd_high", "phases", "fits_budget", "preparation"),
     }
     assert list(offer["phases"]) == [
         *("provisioning", "setup", "first_shard", "compile", "training", "evaluation"),

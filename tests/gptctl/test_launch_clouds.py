@@ -80,6 +80,20 @@ def test_plan_without_a_limit_gets_one_and_says_so(call):
     assert "it stops after 2.9 hours ($92.57 at most)" in err
 
 
+def test_plan_of_fineweb_shows_what_its_preparation_takes_and_what_there_is(call):
+    code, _, err = call("launch", "gpt2-124m", "--dry-run", "--budget", "60")
+
+    told = " ".join(err.split())
+    assert code == 0
+    for words in (
+        "data fineweb, sample-10BT, at 9bb295ddab0e",
+        "100 shards at most; 1,698,564 tokens/s take 0.13 of 232 free cores by gigatoken, 4.8 MB/s",
+        "26.0 GB for data and 6.0 GB for checkpoints",
+    ):
+        assert words in told
+    assert "race" not in told
+
+
 def test_plan_is_one_json_document(call):
     code, out, _ = call(*LAUNCH, "--json", "--cloud", "lambda,runpod")
 

@@ -14,7 +14,7 @@ from tests.gptctl.run_folder import RunFolder
 OFFER_KEYS = {
     "cloud", "instance_type", "region", "gpu", "gpu_count", "nodes", "spot", "price_per_hour",
     "price_source", "price_as_of", "mfu", "mfu_source", "tokens_per_sec", "hours", "usd",
-    "usd_low", "usd_high", "phases", "fits_budget",
+    "usd_low", "usd_high", "phases", "fits_budget", "preparation",
 }  # fmt: skip
 
 

@@ -2,13 +2,17 @@ import pytest
 from msgspec.structs import replace
 
 from gptctl.phases import (
-    CHECKPOINT_BYTES_PER_PARAMETER,
+    HELLASWAG_TOKENS,
     MINUTE_S,
     Span,
     list_phases,
 )
 from tests.gptctl.estimates import recipe_of
-from training.check import BYTES_PER_PARAMETER
+from training.preparation import (
+    GIGATOKEN_TOKENS_PER_S,
+    LINK_BYTES_PER_S,
+    PARQUET_FILE_BYTES,
+)
 from training.schedule import is_due
 
 HOUR = Span(3000, 3600, 5000)
@@ -26,10 +30,6 @@ def test_every_phase_is_a_range():
     for cloud in ("lambda", "local"):
         for span in phases_of(cloud=cloud, spot=True, compile=True).values():
             assert 0 <= span.low <= span.likely <= span.high
-
-
-def test_checkpoint_is_as_large_as_the_node_takes_it_to_be():
-    assert CHECKPOINT_BYTES_PER_PARAMETER == BYTES_PER_PARAMETER
 
 
 def test_this_machine_is_neither_made_nor_given_back_nor_billed_by_the_minute():
@@ -59,7 +59,12 @@ def test_evaluations_are_counted_as_the_training_loop_has_them(steps):
     count = sum(is_due(step, recipe.eval.every, last=steps) for step in range(steps + 1))
     tokens = steps * recipe.train.batch_tokens
 
-    expected = count * recipe.eval.tokens / tokens * HOUR.likely / 3  # forward: 2N of 6N FLOPs
+    scores = sum(
+        is_due(step, recipe.eval.hellaswag_every, last=steps) for step in range(1, steps + 1)
+    )
+    evaluated = count * recipe.eval.tokens + scores * HELLASWAG_TOKENS
+
+    expected = evaluated / tokens * HOUR.likely / 3  # forward: 2N of 6N FLOPs
     assert phases_of(steps=steps)["evaluation"].likely == pytest.approx(expected)
 
 
@@ -86,8 +91,27 @@ def test_compiling_takes_time_only_where_the_recipe_compiles():
 
 
 def test_first_shards_are_no_longer_than_what_is_trained_on():
-    assert phases_of(steps=1)["first_shard"].likely < 1
-    assert phases_of()["first_shard"].likely == pytest.approx(2 * 100e6 / 4e6)
+    one, all_of_it = phases_of(steps=1)["first_shard"], phases_of()["first_shard"]
+    fetched_s = PARQUET_FILE_BYTES / LINK_BYTES_PER_S
+
+    assert one.likely - fetched_s < 1
+    assert all_of_it.likely - fetched_s == pytest.approx(2 * 100e6 / (2 * GIGATOKEN_TOKENS_PER_S))
+
+
+def test_text_of_ones_own_is_not_fetched():
+    recipe = recipe_of("gpt2-124m")
+    text = replace(recipe, data=replace(recipe.data, source="text", path="book.txt"))
+    phases = list_phases(text, HOUR, steps=1000, cloud="lambda", spot=False)
+
+    assert phases["first_shard"].likely == pytest.approx(2 * 100e6 / 4e6)
+
+
+def test_training_that_waits_for_data_takes_longer_by_as_much():
+    recipe = recipe_of("gpt2-124m")
+    phases = list_phases(recipe, HOUR, steps=1000, cloud="lambda", spot=False, waiting=0.5)
+
+    assert phases["waiting_for_data"] == Span(0, 1800, 2500)
+    assert "waiting_for_data" not in phases_of()
 
 
 def test_spot_machine_may_be_taken_away_and_most_likely_is_not():

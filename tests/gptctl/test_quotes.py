@@ -130,3 +130,42 @@ def test_a_plan_of_which_nobody_knows_the_speed_is_not_refused():
     priced = price_plan(plan, MARKET)
     assert priced.estimate is not None
     assert priced.estimate.usd is None
+
+
+def priced_on(offer, **market):
+    plan = replace(plan_of("1000"), offers=(offer,))
+    return price_plan(plan, replace(MARKET, **market))
+
+
+def test_a_plan_says_when_preparation_would_lose_the_race_and_counts_the_waiting():
+    # As measured here: a machine without gigatoken that trains far faster than it can tokenize.
+    speed = 8e6
+    measured = make_measured("gpt2-124m", "A100-80GB:8", speed, machine="local, gpu_8x")
+    offer = make_offer(cloud="local", instance_type="gpu_8x", vcpus=9)
+    plan = priced_on(offer, known=(*MARKET.known, measured), has_gigatoken=False)
+
+    lost, without = plan.notes
+    assert "lose the race: training takes 8 M tokens a second, tiktoken makes 1.8 M there" in lost
+    assert "wait 78% of its time" in lost
+    assert "`gptctl data prepare`" in lost
+    assert "gigatoken is not installed here" in without
+    phases = plan.estimate.phases
+    assert phases["waiting_for_data"].seconds == pytest.approx(
+        phases["training"].seconds * plan.estimate.preparation.waiting, rel=1e-6
+    )
+
+
+def test_a_rented_machine_has_gigatoken_and_keeps_ahead():
+    plan = priced_on(make_offer(vcpus=240), has_gigatoken=False)
+
+    assert plan.notes == ()
+    assert plan.estimate.preparation.maker == "gigatoken"
+    assert plan.estimate.preparation.cores_free == 232
+    assert "waiting_for_data" not in plan.estimate.phases
+
+
+def test_a_link_that_would_have_to_be_faster_than_is_likely_is_said():
+    measured = make_measured("gpt2-124m", "A100-80GB:8", 50e6, machine="lambda, fast")
+    plan = priced_on(make_offer(instance_type="fast", vcpus=240), known=(*MARKET.known, measured))
+
+    assert any("takes 140 MB/s from the Hub" in note for note in plan.notes)

@@ -3,16 +3,26 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from gptctl.cli.curve import draw_curve
-from gptctl.cli.live import LiveProgress, PlainProgress, live_view
-from gptctl.cli.render import dollars, duration, plan_table, run_details, runs_table, summary
+from gptctl.cli.live import LiveProgress, PlainProgress, live_view, progress_line
+from gptctl.cli.render import (
+    describe_hellaswag,
+    dollars,
+    duration,
+    plan_table,
+    run_details,
+    runs_table,
+    summary,
+)
 from gptctl.plan import make_plan
 from gptctl.report import Curves, cost_of
 from gptctl.runs import view_run
 from tests.gptctl.run_folder import NOW, OFFER, RECIPE, make_record, make_status
 from training.errors import StorageUnavailableError
+from training.layout import Lead
 
 CURVES = Curves(
     train=tuple((step, 5.0 - step / 50) for step in range(100)), val=((0, 5.0), (50, 4.1))
@@ -125,6 +135,40 @@ def test_without_a_terminal_a_line_comes_when_the_phase_changes_and_each_ten_sec
     assert "of $1.00" in lines[-1]
 
 
+LEAD = Lead(
+    ready_tokens=400_000,
+    wanted_tokens=1_000_000,
+    is_done=False,
+    shards=3,
+    tokens=250_000,
+    seconds=125.0,
+    tokens_per_sec=24_000.0,
+)
+
+
+def test_how_far_the_data_is_ahead_is_told_until_all_is_ready():
+    told = "3 shards ahead, 2 min 05 s of training, at 24,000 tokens/s"
+    going = view(lead=LEAD)
+    assert f"data: {told}\n" in text_of(live_view(going, CURVES)).replace("  ", "")
+    assert progress_line(going).endswith(f"data {told}")
+    ready = f"400,000 of 1,000,000 training tokens ready; {told}"
+    assert ready in text_of(run_details(going), width=140)
+
+    done = view(lead=replace(LEAD, is_done=True))
+    assert "data" not in text_of(live_view(done, CURVES))
+    assert "all that it needs is ready" in text_of(run_details(done))
+    over = view(state="succeeded", lead=LEAD)
+    assert "ahead" not in text_of(run_details(over))
+
+
+def test_a_race_that_is_lost_and_training_that_waits_are_told():
+    lost = replace(LEAD, is_losing=True, is_waiting=True, waits_s=3700.0)
+    line = progress_line(view(lead=lost))
+    assert "training waits for it, too slow: training will wait 1 h 01 min in all" in line
+    before = view(lead=replace(LEAD, seconds=None, tokens_per_sec=None))
+    assert progress_line(before).endswith("data 3 shards ahead")
+
+
 def test_live_view_draws_the_curve_as_it_comes_and_keeps_it_when_the_store_is_away():
     console = Console(file=io.StringIO(), width=100, force_terminal=True)
     answers = iter([Curves(), CURVES])
@@ -188,3 +232,20 @@ def test_summary_of_a_stopped_run_begins_with_how_to_go_on():
 
     assert "stopped (budget)" in shown
     assert shown.split("next:")[1].split()[:3] == ["gptctl", "launch", "--resume"]
+
+
+def test_a_hellaswag_score_and_its_absence_are_shown():
+    scored = view(hellaswag_acc=0.2859, hellaswag_acc_norm=0.2955)
+    missing = view(hellaswag_missing="the Hub is away")
+
+    assert "HellaSwag  acc_norm 0.2955, acc 0.2859" in text_of(run_details(scored))
+    assert "no score: the Hub is away" in text_of(run_details(missing))
+    assert "HellaSwag" not in text_of(run_details(view()))
+    assert "HellaSwag acc_norm 0.2955" in text_of(live_view(scored, CURVES))
+    assert "no score: the Hub is away" in text_of(live_view(missing, CURVES))
+
+
+def test_a_hellaswag_score_stands_beside_that_of_the_reference():
+    shown = describe_hellaswag(acc=0.2859, acc_norm=0.2955, reference=0.299)
+
+    assert shown == "acc_norm 0.2955, acc 0.2859; the reference: 0.299"

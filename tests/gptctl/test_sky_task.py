@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from gptctl.backends import Job
 from gptctl.backends.node_requirements import NODE_PACKAGES, node_requirements
 from gptctl.backends.sky_task import compose_task, minutes_to_live, redact, to_yaml
+from gptctl.recipe import read_recipe
 from tests.gptctl.catalogues import install
 from tests.gptctl.run_folder import OFFER, RECIPE, make_record
 from training.layout import Offer
@@ -292,6 +293,18 @@ def test_machine_lives_as_long_as_the_budget_buys_of_the_cheapest_that_it_may_be
     assert minutes_to_live(job) == 120 + 10
 
 
+def test_disk_is_asked_for_where_shards_and_checkpoints_do_not_fit_the_usual_one():
+    def asked(config):
+        _, recipe = read_recipe("gpt2-774m", (f"data.config={config}",))
+        job = make_job()
+        job = replace(job, record=replace(job.record, recipe=recipe))
+        [machine] = compose(job)["resources"]["ordered"]
+        return machine.get("disk_size")
+
+    assert asked("sample-10BT") is None
+    assert asked("sample-100BT") == 284  # 200.2 GB of shards, 6 of files, 37.2 of checkpoints, 40
+
+
 def test_requirements_are_what_training_imports_and_no_more():
     imported = set()
     for path in (ROOT / "training").rglob("*.py"):
@@ -302,7 +315,8 @@ def test_requirements_are_what_training_imports_and_no_more():
                 imported.add(node.module.partition(".")[0])
     foreign = imported - sys.stdlib_module_names - {"training"}
 
-    assert foreign - {"botocore", "s3transfer"} == set(NODE_PACKAGES)  # those two are boto3's own
+    others_own = {"botocore", "s3transfer"} | {"httpx", "fsspec"}  # boto3's, and the Hub client's
+    assert foreign - others_own == {name.replace("-", "_") for name in NODE_PACKAGES}
 
 
 def test_requirements_are_pinned_as_in_our_own_metadata():
