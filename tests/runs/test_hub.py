@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 
 REPO = "owner/texts"
 FILES = 6
-SOURCE = ("--set", f"data.source=hub:{REPO}", "--set", "train.steps=2000")
+SELDOM = ("--set", "eval.every=200", "--set", "checkpoint.every=200")
+SOURCE = ("--set", f"data.source=hub:{REPO}", "--set", "train.steps=2000", *SELDOM)
 
 
 @pytest.fixture
