@@ -91,6 +91,7 @@ class User:
             out, err = process.communicate(timeout=timeout_s)
         except BaseException:
             process.kill()
+            process.communicate()  # else its remains fail whatever test comes next
             raise
         assert process.returncode == exit_code, (process.returncode, out, err)
         assert "Traceback" not in err
