@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from gptctl.errors import BackendError, NotFoundError, UsageError
 from gptctl.programs import training_program
 from gptctl.report import read_curves
+from gptctl.runs import read_record
 from training import manifest
 from training.errors import CheckpointError, ObjectNotFoundError
 from training.layout import (
@@ -178,6 +179,11 @@ def _candidates(store: Storage, run_id: str, which: Which) -> list[int]:
             known += ", none of them with a validation loss: try `--step latest`"
     else:
         wanted = [step for step in steps if step == which]
+    if not steps and read_record(store, run_id).job == "prepare":
+        raise NotFoundError(
+            f"{run_id} prepared data and trained nothing: it has no model",
+            hint="`gptctl data list` shows what it made, and `gptctl launch` trains on it",
+        )
     if not wanted:
         name = f"checkpoint at step {which}" if isinstance(which, int) else f"{which} checkpoint"
         raise NotFoundError(f"{run_id} has no {name}", hint=known)

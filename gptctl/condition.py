@@ -158,7 +158,8 @@ def _killed(record: RunRecord, status: Status, message: str) -> Status:
 
 
 def _resume(record: RunRecord) -> str:
-    return f"`gptctl launch --resume {record.run_id}` goes on from the last checkpoint"
+    since = "checkpoint" if record.job == "train" else "shard that is in the store"
+    return f"`gptctl launch --resume {record.run_id}` goes on from the last {since}"
 
 
 def _join(first: str | None, second: str) -> str:

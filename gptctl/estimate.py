@@ -5,7 +5,7 @@ what `calibration.py` predicts. Money is exact: each phase is billed as a line o
 the phases add up to the total to the last digit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from msgspec import Struct
@@ -203,14 +203,13 @@ def _estimate(
     budget_usd: Decimal | None,
     has_gigatoken: bool,
 ) -> Estimate:
-    phases: dict[str, PhaseEstimate] = {}
     preparation = plan_preparation(
         recipe,
         tokens_per_sec=speed.tokens_per_sec,
         cores_free=cores_free(offer),
         has_gigatoken=has_gigatoken,
     )
-    hours = usd = low = high = None
+    billed = Billed()
     if speed.tokens_per_sec is not None:
         price = offer.price_per_hour * nodes
         seconds = steps * recipe.train.batch_tokens / speed.tokens_per_sec
@@ -224,11 +223,56 @@ def _estimate(
             waiting=preparation.waiting,
             has_gigatoken=has_gigatoken,
         )
-        phases = {name: _bill(span.likely, price) for name, span in spans.items()}
-        usd = sum((phase.usd for phase in phases.values()), Decimal(0))
-        hours = sum(phase.seconds for phase in phases.values()) / 3600
-        low = min(usd, _bill(sum(span.low for span in spans.values()), price).usd)
-        high = max(usd, _bill(sum(span.high for span in spans.values()), price).usd)
+        billed = bill_spans(spans, price)
+    return describe_offer(
+        offer,
+        billed,
+        nodes=nodes,
+        mfu=speed.mfu,
+        source=speed.source,
+        tokens_per_sec=speed.tokens_per_sec,
+        budget_usd=budget_usd,
+        preparation=preparation,
+    )
+
+
+class Billed(Struct, frozen=True, kw_only=True):
+    """Time and money of an estimate; None where nothing tells of them."""
+
+    hours: float | None = None
+    usd: Decimal | None = None
+    usd_low: Decimal | None = None
+    usd_high: Decimal | None = None
+    phases: dict[str, PhaseEstimate] = {}
+
+
+def bill_spans(spans: Mapping[str, Span], price_per_hour: Decimal) -> Billed:
+    """`price_per_hour`: of all nodes together."""
+    phases = {name: _bill(span.likely, price_per_hour) for name, span in spans.items()}
+    usd = sum((phase.usd for phase in phases.values()), Decimal(0))
+    low = _bill(sum(span.low for span in spans.values()), price_per_hour).usd
+    high = _bill(sum(span.high for span in spans.values()), price_per_hour).usd
+    return Billed(
+        hours=sum(phase.seconds for phase in phases.values()) / 3600,
+        usd=usd,
+        usd_low=min(usd, low),
+        usd_high=max(usd, high),
+        phases=phases,
+    )
+
+
+def describe_offer(
+    offer: Offer,
+    billed: Billed,
+    *,
+    nodes: int = 1,
+    mfu: float | None = None,
+    source: str,
+    tokens_per_sec: float | None = None,
+    budget_usd: Decimal | None,
+    preparation: Preparation,
+) -> Estimate:
+    """An estimate: an offer, what was found of it, and by what `source`."""
     return Estimate(
         cloud=offer.cloud,
         instance_type=offer.instance_type,
@@ -240,15 +284,15 @@ def _estimate(
         price_per_hour=offer.price_per_hour,
         price_source=offer.price_source,
         price_as_of=offer.price_as_of,
-        mfu=speed.mfu,
-        mfu_source=speed.source,
-        tokens_per_sec=speed.tokens_per_sec,
-        hours=hours,
-        usd=usd,
-        usd_low=low,
-        usd_high=high,
-        phases=phases,
-        fits_budget=None if usd is None or budget_usd is None else usd <= budget_usd,
+        mfu=mfu,
+        mfu_source=source,
+        tokens_per_sec=tokens_per_sec,
+        hours=billed.hours,
+        usd=billed.usd,
+        usd_low=billed.usd_low,
+        usd_high=billed.usd_high,
+        phases=billed.phases,
+        fits_budget=None if billed.usd is None or budget_usd is None else billed.usd <= budget_usd,
         preparation=preparation,
     )
 

@@ -176,6 +176,10 @@ def plan_resume(
     record = read_record(store, run_id)
     status = read_status(store, record)
     view = view_run(record, status, backend.state(run_id), store=store.url, now=now)
+    if view.state == "succeeded" and view.job == "prepare":
+        raise PlanRefusedError(
+            f"{run_id} has prepared its data", hint="`gptctl data list` shows what the store has"
+        )
     if view.state == "succeeded":
         done = "reached its loss" if view.reason == "target" else "finished all its steps"
         raise PlanRefusedError(
@@ -292,6 +296,8 @@ def make_record(
     """What `run.json` says of a plan, under a new id or the name that was chosen."""
     return RunRecord(
         run_id=check_name(name) if name else new_run_id(plan.recipe_name),
+        job=plan.job,
+        whole=plan.whole,
         recipe_name=plan.recipe_name,
         recipe=plan.recipe,
         offer=plan.offer,

@@ -13,8 +13,8 @@ from training.errors import ObjectNotFoundError, StorageUnavailableError
 from training.layout import LOGS, run_key
 from training.storage import Storage
 
-STORY = ("provision", "setup", "train")
-"""The stages of a rented run that tell it from its beginning, in order."""
+BEGINNING = ("provision", "setup")
+"""The stages of a rented run before that of its job, in order."""
 SILENT_S = 30.0
 """A live source that is silent for so long may be dead: the store is asked, too."""
 

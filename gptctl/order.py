@@ -12,7 +12,8 @@ from gptctl.backends import LOCAL, Backend, Wanted, parse_clouds
 from gptctl.errors import PlanRefusedError, UsageError
 from gptctl.plan import Limits, Plan, make_plan
 from gptctl.recipe import read_recipe
-from training.config import TOKEN_SUFFIXES, DataConfig, Recipe
+from training.config import TOKEN_SUFFIXES, BudgetConfig, DataConfig, Recipe
+from training.layout import RunJob
 from training.storage import node_environment
 
 TEXT_FOLDER = "text"
@@ -34,6 +35,8 @@ class Order(Struct, frozen=True, kw_only=True):
     spot: bool = False
     recover: bool = False
     limits: Limits = Limits()
+    job: RunJob = "train"
+    whole: bool = False
 
 
 def plan_order(
@@ -48,6 +51,12 @@ def plan_order(
         recipe = replace(recipe, node=replace(recipe.node, gpus=gpus))
     clouds = parse_clouds(order.cloud or recipe.node.cloud)
     is_local = clouds == (LOCAL,)
+    if order.job == "prepare":
+        if is_local:
+            raise UsageError(
+                f"`--cloud {LOCAL}` is no rented machine", hint="leave it out to prepare data here"
+            )
+        recipe = without_training(recipe)
     if is_local and (order.region or order.spot or order.recover or order.nodes > 1):
         raise UsageError(
             "--region, --spot, --recover and --nodes are about rented machines",
@@ -79,9 +88,26 @@ def plan_order(
         budget_usd=order.limits.budget_usd,
         max_hours=order.limits.max_hours,
     )
+    plan = replace(
+        plan,
+        text=text,
+        region=order.region,
+        recover=order.recover or order.spot,
+        job=order.job,
+        whole=order.whole,
+    )
+    return plan, backend
+
+
+def without_training(recipe: Recipe) -> Recipe:
+    """For a machine that only prepares its data: one without GPUs, and no limits of the run's."""
     return replace(
-        plan, text=text, region=order.region, recover=order.recover or order.spot
-    ), backend
+        recipe,
+        node=replace(recipe.node, gpus=(), cpu_ranks=1),
+        eval=replace(recipe.eval, hellaswag=False),
+        budget=BudgetConfig(),
+        reference=None,
+    )
 
 
 def with_data(recipe: Recipe, path: Path | None, *, globs: bool) -> Recipe:

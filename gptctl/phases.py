@@ -13,8 +13,13 @@ from msgspec.structs import replace
 
 from gptctl.backends import LOCAL
 from gptctl.backends.sky_task import TEARDOWN_S
-from training.config import Recipe
-from training.preparation import BYTES_PER_PARAMETER, LINK_BYTES_PER_S, rates_of
+from training.config import DataConfig, Recipe
+from training.preparation import (
+    BYTES_PER_PARAMETER,
+    LINK_BYTES_PER_S,
+    SHARD_BYTES_PER_TOKEN,
+    rates_of,
+)
 
 FIRST_CORES = 2
 """On which the first shards are made; most machines have more."""
@@ -41,6 +46,9 @@ class Span(Struct, frozen=True):
 
 
 NOTHING = Span(0.0, 0.0, 0.0)
+PROVISIONING = Span(60, 90, 300)
+"""Booting took 72 to 83 s in the tests' data centre, SkyPilot's runtime included."""
+TEARDOWN = Span(30, TEARDOWN_S, 2 * TEARDOWN_S)
 
 
 def list_phases(
@@ -65,8 +73,7 @@ def list_phases(
     written = _seconds(_checkpoint_bytes(recipe), best=2e9, likely=0.5e9, worst=0.1e9)
     stalls = saved.times(_times(steps, recipe.checkpoint.every))
     phases = {
-        # Booting took 72 to 83 s in the tests' data centre, SkyPilot's runtime included.
-        "provisioning": Span(60, 90, 300) if is_rented else NOTHING,
+        "provisioning": PROVISIONING if is_rented else NOTHING,
         # Installing torch, looking at the GPUs, joining the ranks. Here: only starting them.
         "setup": Span(60, 150, 600) if is_rented else Span(3, 6, 20),
         "first_shard": _first_shard(recipe, steps, has_gigatoken=has_gigatoken),
@@ -77,15 +84,52 @@ def list_phases(
         # Training waits for each copy, and in the end for the last one to be written and hashed.
         "checkpoints": _add(stalls, written),
         "upload": _upload(recipe, is_rented=is_rented),
-        "teardown": Span(30, TEARDOWN_S, 2 * TEARDOWN_S) if is_rented else NOTHING,
+        "teardown": TEARDOWN if is_rented else NOTHING,
     }
     if waiting:
         phases["waiting_for_data"] = Span(0, waiting * training.likely, waiting * training.high)
     if spot:
         phases["preemptions"] = _preemptions(phases, every=recipe.checkpoint.every / steps)
+    return _fill_unit(phases, cloud)
+
+
+def list_preparing_phases(
+    data: DataConfig, tokens: int, *, cores: float | None, cloud: str
+) -> dict[str, Span]:
+    """The same of a rented machine that only prepares so many tokens, and sends them.
+
+    It fetches, makes and sends at the same time: as long as the slowest of them takes, and at
+    worst as long as all three.
+    """
+    rates = rates_of(data)
+    made = tokens / rates.tokens_per_s(cores or FIRST_CORES)
+    size = round(tokens * SHARD_BYTES_PER_TOKEN)
+    at_once = (
+        _seconds(
+            round(tokens * rates.fetched_bytes), best=500e6, likely=LINK_BYTES_PER_S, worst=20e6
+        ),
+        Span(made, made, 2 * made),
+        _seconds(size, best=0.5e9, likely=0.1e9, worst=0.025e9),
+    )
+    preparing = Span(
+        max(span.low for span in at_once),
+        max(span.likely for span in at_once),
+        sum(span.high for span in at_once),
+    )
+    phases = {
+        "provisioning": PROVISIONING,
+        "setup": Span(20, 60, 300),  # without torch
+        "preparing": preparing,
+        "upload": Span(5, 10, 60),
+        "teardown": TEARDOWN,
+    }
+    return _fill_unit(phases, cloud)
+
+
+def _fill_unit(phases: dict[str, Span], cloud: str) -> dict[str, Span]:
+    """With the time that is billed after its end."""
     unit_s = BILLED_BY_S.get(cloud, MINUTE_S)
-    phases["billing_granularity"] = Span(0, _rest(phases, unit_s), unit_s)
-    return phases
+    return phases | {"billing_granularity": Span(0, _rest(phases, unit_s), unit_s)}
 
 
 def _first_shard(recipe: Recipe, steps: int, *, has_gigatoken: bool) -> Span:

@@ -12,7 +12,7 @@ from gptctl.errors import PlanRefusedError, UsageError
 from gptctl.estimate import Estimate
 from gptctl.offers import describe_machine
 from training.config import HUB_REPOS, DataConfig, Recipe, split_batch
-from training.layout import Offer
+from training.layout import Offer, RunJob
 
 SOURCES = ("python-stdlib", "text", "tokens")
 """What can be prepared, and is not on the Hub."""
@@ -54,6 +54,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     region: str | None = None
     """The only one it may run in, where the user named one."""
     recover: bool = False
+    job: RunJob = "train"
+    whole: bool = False
+    """To prepare all of the source."""
     estimate: Estimate | None = None
     """Of the first choice; None until it was made."""
 

@@ -20,6 +20,7 @@ from training.layout import (
     TERMINAL,
     Lead,
     Offer,
+    RunJob,
     RunRecord,
     State,
     Status,
@@ -53,6 +54,7 @@ class RunView(Struct, frozen=True, kw_only=True):
     """
 
     run_id: str
+    job: RunJob
     recipe: str
     cloud: str
     offer: Offer
@@ -263,6 +265,7 @@ def view_run(
         phases[line.phase] = round(phases.get(line.phase, 0.0) + line.seconds, 3)
     return RunView(
         run_id=record.run_id,
+        job=record.job,
         recipe=record.recipe_name,
         cloud=offer.cloud,
         offer=offer,

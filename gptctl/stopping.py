@@ -35,7 +35,7 @@ def stop_rented(
     if note is None and not had_machine:
         return _know_nothing(record, status, now=clock(), tell=tell)
     if not status.is_over:
-        tell(f"Stopping {run_id}: it saves a checkpoint and uploads it, its machine goes ...")
+        tell(f"Stopping {run_id}: it saves and uploads what it has, its machine goes ...")
     elif had_machine:
         tell(f"{run_id} was {status.state} already, its machine still bills: giving it back ...")
     else:
@@ -55,11 +55,11 @@ def _end(status: Status, *, is_cut_short: bool, now: datetime) -> Status:
     """The last word of a run that could not say it itself."""
     again = f"`gptctl launch --resume {status.run_id}`"
     if status.state == "preempted":  # it saved, and was left open for another machine
-        message, hint = "stopped on request", f"{again} goes on from the last checkpoint"
+        message, hint = "stopped on request", f"{again} goes on from what it sent last"
         return change_state(status, "stopped", now=now, reason="user", message=message, hint=hint)
     if status.state not in ("pending", "provisioning"):
         message = "its machine was given back without its last word"
-        hint = f"{again} goes on from the last checkpoint"
+        hint = f"{again} goes on from what it sent last"
         return change_state(status, "stopped", now=now, reason="user", message=message, hint=hint)
     if is_cut_short:
         message, hint = "its launch was cut short", f"{again} tries again"

@@ -14,12 +14,15 @@ from training.sources import dataset_folder_key
 def check_node(record: RunRecord, root: Path, *, ranks: int) -> dict[str, int]:
     """What was found. Raises TrainingError where `ranks` processes could not go well here."""
     found = {"disk_free_bytes": shutil.disk_usage(root).free, "gpus": len(list_gpus())}
-    checkpoints, data = checkpoint_bytes(record.recipe), data_needed_bytes(record, root)
+    checkpoints = checkpoint_bytes(record.recipe) if record.job == "train" else 0
+    data = data_needed_bytes(record, root)
     if found["disk_free_bytes"] < checkpoints + data:
-        shards = f" and {data / 1e9:.1f} GB for token shards" if data else ""
+        needs = {"checkpoints": checkpoints, "token shards": data}
+        told = " and ".join(
+            f"{size / 1e9:.1f} GB for {what}" for what, size in needs.items() if size
+        )
         raise NoSpaceError(
-            f"{root} has {found['disk_free_bytes'] / 1e9:.1f} GB free, "
-            f"the run needs {checkpoints / 1e9:.1f} GB for checkpoints{shards}",
+            f"{root} has {found['disk_free_bytes'] / 1e9:.1f} GB free, the run needs {told}",
             hint="free some space, or lower checkpoint.keep",
         )
     if record.device == "cuda" and found["gpus"] < ranks:
@@ -49,7 +52,8 @@ def data_needed_bytes(record: RunRecord, root: Path) -> int:
         return 0
     folder = root / DATASETS / dataset_folder_key(data)
     there = sum(path.stat().st_size for path in folder.glob("*.bin"))
-    return max(0, plan_preparation(record.recipe).disk_bytes - there)
+    needed = plan_preparation(record.recipe, whole=record.whole).disk_bytes
+    return max(0, needed - there)
 
 
 def list_gpus() -> list[str]:

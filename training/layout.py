@@ -54,6 +54,9 @@ State = Literal[
 LIVING: frozenset[State] = frozenset({"preparing", "training", "finishing"})
 TERMINAL: frozenset[State] = frozenset({"succeeded", "stopped", "failed"})
 
+RunJob = Literal["train", "prepare"]
+"""`prepare`: a run that brings a data set into the store, and trains nothing."""
+
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -81,6 +84,9 @@ class RunRecord(Record, frozen=True, kw_only=True):
     """`run.json`: what was asked for. Never changed once written."""
 
     run_id: str
+    job: RunJob = "train"
+    whole: bool = False
+    """To `prepare` all of the source, not only what the recipe trains on."""
     recipe_name: str
     recipe: Recipe
     offer: Offer

@@ -82,7 +82,7 @@ class Life:
         self.progress = self.journal.progress
         self.heartbeat = Heartbeat(self.paths.heartbeat)
         self.reserve = first_reserve(
-            checkpoint_bytes=self.recipe.model.parameters * BYTES_PER_PARAMETER,
+            checkpoint_bytes=self.bytes_at_end(),
             teardown_s=machine.teardown_s,
             setup_s=machine.setup_s,
             loss_s=self.heartbeat_s + machine.teardown_s if record.recover else None,
@@ -98,11 +98,15 @@ class Life:
         )
         self.stages: list[Stage] = []
 
+    def bytes_at_end(self) -> int:
+        """What is sent, as far as it can be told ahead, when the run is asked to end."""
+        return self.recipe.model.parameters * BYTES_PER_PARAMETER
+
     def run(self, *, failed: Outcome | None = None) -> Outcome:
         """Live this life to its end; what became of the run. `failed`: before it began."""
         try:
             self.begin()
-            outcome = failed or self.check_limits() or self.check_gpus() or self.prepare_and_train()
+            outcome = failed or self.check_limits() or self.check_gpus() or self.work()
         except TrainingError as error:
             outcome = Outcome.failed(type(error).__name__, error.message, error.hint)
         except OSError as error:
@@ -156,17 +160,14 @@ class Life:
             return None
         return judge_check(stage.exit_code, self.progress.error, self.record.run_id)
 
-    def prepare_and_train(self) -> Outcome:
+    def work(self) -> Outcome:
+        """Prepare and train, side by side."""
         self.journal.enter("preparing", "preparing")
         if (stopped_for := self.fetch_checkpoint()) is not None:
             return Outcome.stopped(stopped_for)
         dataset = self.root / DATASETS / dataset_folder_key(self.recipe.data)
-        prepare = self.start(
-            "prepare",
-            ["training.prepare", "--root", str(self.root), "--run-id", self.record.run_id]
-            # A folder on this machine has no need of what is in the working folder already.
-            + (["--store", self.store.url, "--send"] if self.is_remote else []),
-        )
+        # A folder on this machine has no need of what is in the working folder already.
+        prepare = self.start_preparing(sends=self.is_remote)
         self.journal.race = Race(dataset, self.recipe)
         died_at: list[int] = []
         while True:
@@ -271,6 +272,12 @@ class Life:
         reached = self.limits.reached(self.journal.meter, reserve_s=self.reserve.seconds)
         return reached or ("user" if self.stop.is_set else None)
 
+    def start_preparing(self, *, sends: bool) -> Stage:
+        """`sends`: what it makes to the store, where it first looks for what is there."""
+        arguments = ["--root", str(self.root), "--run-id", self.record.run_id]
+        to_store = ["--store", self.store.url, "--send"] if sends else []
+        return self.start("prepare", ["training.prepare", *arguments, *to_store])
+
     def start_training(self, dataset: Path, *, deaths: int) -> Stage:
         self.heartbeat.restart(time.monotonic())
         self.progress.restart()
@@ -291,7 +298,7 @@ class Life:
             if outcome.state == "succeeded":
                 self.write_samples()
             finish_s = self.reserve.finish_s(self.limits.left_s(self.journal.meter))
-            self.sync.flush(timeout_s=finish_s, tick=self.journal.tick)
+            self.send_rest(timeout_s=finish_s)
         except StorageError as error:
             is_sent = False
             if outcome.state != "failed":  # else the first fault is what the user must hear of
@@ -302,6 +309,10 @@ class Life:
             for step in committed_checkpoints(self.paths.checkpoints):
                 drop(self.paths.checkpoints, step)  # the store has them
         return outcome
+
+    def send_rest(self, *, timeout_s: float) -> None:
+        """Raises StorageError where the store does not take it in that time."""
+        self.sync.flush(timeout_s=timeout_s, tick=self.journal.tick)
 
     def write_samples(self) -> None:
         """What the finished model writes. A failure here is told, and costs nothing else."""

@@ -137,10 +137,11 @@ def plan_preparation(
     tokens_per_sec: float | None = None,
     cores_free: float | None = None,
     has_gigatoken: bool = True,
+    whole: bool = False,
 ) -> Preparation:
     """On one node; `tokens_per_sec` of all nodes together, each of which has all the data."""
     rates = rates_of(recipe.data, has_gigatoken=has_gigatoken)
-    shards, tokens = count_shards(recipe)
+    shards, tokens = count_shards(recipe, whole=whole)
     made = None
     if cores_free is not None or rates.most_cores == 1:
         made = rates.tokens_per_s(cores_free or 1)
@@ -168,18 +169,28 @@ def checkpoint_bytes(recipe: Recipe) -> int:
     return one * (recipe.checkpoint.keep + 2)
 
 
-def disk_bytes(recipe: Recipe) -> int:
+def disk_bytes(recipe: Recipe, *, trains: bool = True, whole: bool = False) -> int:
     """Of a node at most: checkpoints, and what is made of a data set that is fetched."""
-    data = plan_preparation(recipe)
-    return checkpoint_bytes(recipe) + (data.disk_bytes if data.is_fetched else 0)
+    data = plan_preparation(recipe, whole=whole)
+    checkpoints = checkpoint_bytes(recipe) if trains else 0
+    return checkpoints + (data.disk_bytes if data.is_fetched else 0)
 
 
-def count_shards(recipe: Recipe) -> tuple[int, int]:
-    """(shards, their tokens) that a run needs at most: validation, and all that it trains on."""
+def count_shards(recipe: Recipe, *, whole: bool = False) -> tuple[int, int]:
+    """(shards, their tokens) that a run needs at most: validation, and all that it trains on.
+
+    `whole`: of all of the source, where `source_tokens` knows how much that is.
+    """
     data = recipe.data
     wanted = tokens_wanted(recipe)
-    most = SAMPLE_TOKENS.get(data.config or data.default_config)
-    if data.source in HUB_REPOS and most is not None:
-        wanted = min(wanted, most)
+    if (most := source_tokens(data)) is not None:
+        wanted = most if whole else min(wanted, most)
     shards = 1 + ceil(wanted / data.shard_tokens)
     return shards, shards * data.shard_tokens
+
+
+def source_tokens(data: DataConfig) -> int | None:
+    """About all that there are; None where nobody knows before they have been read."""
+    if data.source not in HUB_REPOS:
+        return None
+    return SAMPLE_TOKENS.get(data.config or data.default_config)

@@ -22,7 +22,7 @@ from time import perf_counter
 from msgspec.structs import replace
 
 from training.background import in_background
-from training.config import DataConfig, Recipe
+from training.config import DataConfig
 from training.dataset_store import fetch
 from training.errors import DataError, TrainingError
 from training.events import append_event
@@ -163,13 +163,13 @@ def _shard_name(source: str, split: Split, index: int) -> str:
 
 
 def _prepare_run(
-    root: Path, paths: RunPaths, recipe: Recipe, *, store_url: str | None, sends: bool
+    root: Path, paths: RunPaths, record: RunRecord, *, store_url: str | None, sends: bool
 ) -> None:
-    """Prepare what a run needs; its events and this process's output tell of it.
+    """Prepare what a run needs, or was asked for; its events and this process's output tell of it.
 
     Shards are fetched from the store, if there is one, and those made are sent to it if it `sends`.
     """
-    data = recipe.data
+    recipe, data = record.recipe, record.recipe.data
     started = last = perf_counter()
 
     def say(text: str) -> None:
@@ -200,7 +200,7 @@ def _prepare_run(
         folder,
         block_size=recipe.model.block_size,
         on_shard=report,
-        train_tokens=tokens_wanted(recipe),
+        train_tokens=None if record.whole else tokens_wanted(recipe),
         store=store,
         on_fetched=partial(report, is_fetched=True),
         say=say,
@@ -222,15 +222,14 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _read_recipe(paths: RunPaths) -> Recipe:
+def _read_record(paths: RunPaths) -> RunRecord:
     try:
-        record = decode(paths.record.read_bytes(), RunRecord, name=str(paths.record))
+        return decode(paths.record.read_bytes(), RunRecord, name=str(paths.record))
     except OSError as error:
         raise DataError(
             f"{paths.record} cannot be read: {error.strerror or error}",
             hint="check --root and --run-id",
         ) from error
-    return record.recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,11 +244,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = RunPaths(options.root, options.run_id)
     try:
         with translating_write_errors(options.root):
-            recipe = _read_recipe(paths)
+            record = _read_record(paths)
+            recipe = record.recipe
             datasets = options.root / DATASETS
             beside = in_background(lambda: bring_examples(recipe, datasets, events=paths.events))
             url = options.store
-            _prepare_run(options.root, paths, recipe, store_url=url, sends=options.send)
+            _prepare_run(options.root, paths, record, store_url=url, sends=options.send)
             beside.result()
     except TrainingError as error:
         kind = type(error).__name__

@@ -178,7 +178,7 @@ def close_status(
         offer=last.offer,
         reason=outcome.reason,
         message=f"{outcome.message}; its supervisor hung, so the machine ended the run",
-        hint=f"`gptctl launch --resume {last.run_id}` goes on from the last checkpoint",
+        hint=f"`gptctl launch --resume {last.run_id}` goes on from what it sent last",
     )
 
 

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from training.cluster import DEFAULT_PORT
+from training.data_life import DataLife
 from training.errors import ObjectExistsError, ObjectNotFoundError, TrainingError
 from training.layout import (
     RUN_JSON,
@@ -62,7 +63,8 @@ def supervise(options: argparse.Namespace, store: Storage) -> int:
         if failed is not None:
             await_ranks(paths)
         machine = describe_machine(options, record, offer, since=since)
-        life = Life(record, options.root, store, limits, previous, stop, machine)
+        kind = DataLife if record.job == "prepare" else Life
+        life = kind(record, options.root, store, limits, previous, stop, machine)
         return exit_code(life.run(failed=failed).state)
 
 

@@ -71,13 +71,20 @@ class Sync:
             thread.daemon = True  # an upload that hangs must not keep the node up
             thread.start()
 
-    def flush(self, *, timeout_s: float, tick: Callable[[], None]) -> None:
+    def flush(
+        self,
+        *,
+        timeout_s: float,
+        tick: Callable[[], None],
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
         """Send all that is not yet sent, calling `tick` meanwhile; the lanes go on.
 
-        Raises StorageError if `timeout_s` did not suffice.
+        `first` sends what else there is. Raises StorageError if `timeout_s` did not suffice.
         """
 
         def send() -> None:
+            first()
             self.send_checkpoints()
             self.send_records()
 

@@ -391,6 +391,6 @@ def _compose(job: Job) -> dict[str, Any]:
     return compose_task(
         job,
         source=Path(training.__file__).parent,
-        requirements=node_requirements(),
+        requirements=node_requirements(job.record.job),
         secrets=secrets,
     )

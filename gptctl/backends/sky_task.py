@@ -13,8 +13,7 @@ from typing import Any
 import msgspec
 
 from gptctl.backends import Job
-from training.config import Recipe
-from training.layout import Offer, RunPaths
+from training.layout import Offer, RunPaths, RunRecord
 from training.preparation import disk_bytes
 
 NODE_ROOT = "~/gptctl-node"
@@ -61,7 +60,7 @@ def compose_task(
         "name": record.run_id,
         "num_nodes": record.nodes,
         "resources": {
-            "ordered": [_resources(group) | _disk(record.recipe) for group in _group(job.offers)],
+            "ordered": [_resources(group) | _disk(record) for group in _group(job.offers)],
             "autostop": {
                 "idle_minutes": minutes_to_live(job),
                 "down": True,
@@ -148,9 +147,10 @@ def _resources(group: list[Offer]) -> dict[str, Any]:
     return {**machine, "cpus": "4+"}
 
 
-def _disk(recipe: Recipe) -> dict[str, int]:
+def _disk(record: RunRecord) -> dict[str, int]:
     """A larger disk, where the shards of the run and its checkpoints might not fit the usual."""
-    needed_gb = ceil(disk_bytes(recipe) / 1e9) + SPARE_DISK_GB
+    needed = disk_bytes(record.recipe, trains=record.job == "train", whole=record.whole)
+    needed_gb = ceil(needed / 1e9) + SPARE_DISK_GB
     return {"disk_size": needed_gb} if needed_gb > SKYPILOT_DISK_GB else {}
 
 

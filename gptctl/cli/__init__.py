@@ -50,7 +50,7 @@ COMMANDS = {
         "sample:sample", "Have a run's model write text; what is not given is as its recipe says."
     ),
     "eval": Command("eval:app", "Score a run's model, on this machine."),
-    "data": Command("data:app", "Data sets: list, prepare here, verify, remove."),
+    "data": Command("data:app", "Data sets: list, prepare, verify, remove."),
     "recipes": Command("recipes:app", "List the recipes, or show one."),
     "doctor": Command(
         "doctor:doctor", "Look for what would keep a launch from working; say what mends it."

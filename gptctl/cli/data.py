@@ -8,7 +8,9 @@ import typer
 
 from gptctl.cli.options import JsonOption, StoreOption
 
-app = typer.Typer(help="Data sets: list, prepare here, verify, remove.", no_args_is_help=True)
+RENT = "On a rented machine"
+
+app = typer.Typer(help="Data sets: list, prepare, verify, remove.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -48,6 +50,53 @@ def prepare(
     whole: Annotated[
         bool, typer.Option("--all", help="All of the source, not only what the recipe trains on.")
     ] = False,
+    cloud: Annotated[
+        str | None,
+        typer.Option(
+            "--cloud", metavar="CLOUDS", help="On a rented CPU machine there.", rich_help_panel=RENT
+        ),
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            "--region", metavar="REGION", help="There and nowhere else.", rich_help_panel=RENT
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="USD",
+            help="Stop and tear down before it costs more.",
+            rich_help_panel=RENT,
+        ),
+    ] = None,
+    max_hours: Annotated[
+        float | None,
+        typer.Option(
+            "--max-hours",
+            metavar="HOURS",
+            help="The same, before it takes longer.",
+            rich_help_panel=RENT,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the job.", rich_help_panel=RENT)
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=RENT)
+    ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach",
+            help="Start it and leave; `gptctl status` finds it.",
+            rich_help_panel=RENT,
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, no more.", rich_help_panel=RENT)
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -61,9 +110,35 @@ def prepare(
     from gptctl.cli.render import counted, duration
     from gptctl.cli.session import absolute_path, open_session
     from gptctl.datasets import choose_data
+    from gptctl.errors import UsageError
 
     session = open_session(store)
     path = absolute_path(data) if data else None
+    if cloud is not None:
+        from gptctl.cli.data_cloud import prepare_on_cloud
+        from gptctl.order import Order
+        from gptctl.plan import parse_limits
+
+        if to is not None:
+            raise UsageError("--to is a folder on this machine, and --cloud another machine")
+        order = Order(
+            recipe=recipe,
+            overrides=tuple(overrides or ()),
+            data=path,
+            cloud=cloud,
+            region=region,
+            limits=parse_limits(budget=budget, max_hours=max_hours, price_per_hour=None),
+            job="prepare",
+            whole=whole,
+        )
+        prepare_on_cloud(session, order, name, yes=yes, detach=detach, dry_run=dry_run, json=json)
+        return
+    if region or budget or max_hours or name or yes or detach or dry_run:
+        raise UsageError(
+            "--region, --budget, --max-hours, --name, --yes, --detach and --dry-run are about a "
+            "rented machine",
+            hint="`--cloud lambda` rents one",
+        )
     chosen = choose_data(recipe, tuple(overrides or ()), path)
     with open_progress(talk_console()) as show:
         done = data_programs.prepare(

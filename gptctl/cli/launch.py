@@ -222,16 +222,17 @@ def launch(
         )
         plan = price_plan(plan, session.market(), over_budget_ok=over_budget_ok)
         plan = note_missing_questions(plan)
-        _show_plan(plan, session, json=dry_run and json)
+        show_plan(plan, session, json=dry_run and json)
         if emit is not None:
             _emit(plan, session, backend, name, to=emit)
         if not dry_run:
-            run_id = _launch(plan, session, backend, patience, name, yes=yes)
+            question = f"Launch {name or plan.recipe_name}?"
+            run_id = launch_plan(plan, session, backend, patience, name, question, yes=yes)
     if not dry_run:
         follow_to_end(session, run_id, backend, detach=detach, json=json)
 
 
-def _show_plan(plan: Plan, session: Session, *, json: bool) -> None:
+def show_plan(plan: Plan, session: Session, *, json: bool) -> None:
     if json:
         print_json(plan)
         return
@@ -248,16 +249,18 @@ def _emit(plan: Plan, session: Session, backend: Backend, name: str | None, *, t
     say(f"Wrote {to}: what SkyPilot would be given, without its secrets.")
 
 
-def _launch(
+def launch_plan(
     plan: Plan,
     session: Session,
     backend: Backend,
     patience: Patience,
     name: str | None,
+    question: str,
     *,
     yes: bool,
 ) -> str:
-    _ask(f"Launch {name or plan.recipe_name}?", yes=yes)
+    """Start the plan when its `question` was answered with yes; the run's id."""
+    _ask(question, yes=yes)
     _check(session, backend, plan.offers)
     record, offer = start_run(
         plan,

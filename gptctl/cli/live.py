@@ -15,6 +15,7 @@ from gptctl.cli.render import (
     LossCurve,
     counted,
     describe_lead,
+    describe_step,
     duration,
     hellaswag_of,
     number,
@@ -26,6 +27,7 @@ from gptctl.runs import RunView
 from training.errors import StorageError
 
 PLAIN_EVERY = timedelta(seconds=10)
+LEAVE = Text("Ctrl-C leaves; the run goes on", style="dim")
 _CURVE_WIDTH, _CURVE_HEIGHT = 72, 11
 
 
@@ -82,6 +84,9 @@ class LiveProgress:
 
 def progress_line(view: RunView) -> str:
     """`training  step 120/400  loss 2.31  val 2.40  52,000 tokens/s  $0.01 of $1.00 …`"""
+    if view.job == "prepare":
+        said = f"  ({view.message})" if view.message else ""
+        return f"{_phase(view)}  {describe_step(view)}  {spending(view)}{said}"
     parts = [
         _phase(view),
         f"step {view.step:,}/{view.steps:,}",
@@ -110,6 +115,8 @@ def _phase(view: RunView) -> str:
 
 
 def live_view(view: RunView, curves: Curves) -> Group:
+    if view.job == "prepare":
+        return Group(Text(view.run_id, style="bold"), Text(progress_line(view)), LEAVE)
     head = Table.grid(padding=(0, 2))
     head.add_row(
         Text(view.run_id, style="bold"),
@@ -137,4 +144,4 @@ def live_view(view: RunView, curves: Curves) -> Group:
         parts.append(Text(f"data: {describe_lead(view.lead)}"))
     if view.message:
         parts.append(Text(view.message))
-    return Group(*parts, Text("Ctrl-C leaves; the run goes on", style="dim"))
+    return Group(*parts, LEAVE)

@@ -14,7 +14,7 @@ from gptctl.cli.console import talk_console
 from gptctl.cli.options import RunArgument, StoreOption
 from gptctl.cli.session import Session, open_session
 from gptctl.errors import BackendError, NotFoundError, UsageError
-from gptctl.log_stream import STORY, follow_log
+from gptctl.log_stream import BEGINNING, follow_log
 from gptctl.monitor import logged_stages, read_log
 from gptctl.runs import read_record
 from training.layout import STAGES
@@ -39,8 +39,10 @@ def logs(
         raise UsageError(f"there is no stage {stage!r}", hint=f"one of: {', '.join(STAGES)}")
     session = open_session(store)
     run_id, backend = session.find(run)
-    is_rented = read_record(session.store, run_id).offer.cloud != LOCAL
-    stages = (stage,) if stage else STORY if is_rented else ("train",)
+    record = read_record(session.store, run_id)
+    is_rented = record.offer.cloud != LOCAL
+    story = (*BEGINNING, record.job) if is_rented else (record.job,)  # a job has a stage's name
+    stages = (stage,) if stage else story
     if follow and not session.look(run_id, backend)().is_over:
         texts = [_follow(session, run_id, backend, name, is_rented=is_rented) for name in stages]
     elif len(stages) == 1:

@@ -22,10 +22,18 @@ from gptctl.report import Cost, Curves, describe_shares
 from gptctl.runs import RunView
 from training.config import DataConfig
 from training.layout import Lead, Offer, RunRecord
-from training.preparation import Preparation, checkpoint_bytes
+from training.preparation import (
+    SHARD_BYTES_PER_TOKEN,
+    Preparation,
+    checkpoint_bytes,
+    rates_of,
+    source_tokens,
+)
 
 CURVE_WIDTH, CURVE_HEIGHT = 76, 15
 MOST_ALTERNATIVES = 4
+OF_TRAINING = ("model", "training", "HellaSwag", "a step")
+"""Rows of a plan that one which trains nothing has not."""
 
 
 def dollars(usd: Decimal | None) -> str:
@@ -122,26 +130,27 @@ def plan_table(plan: Plan, *, store: str) -> Table:
             counted(model.block_size, "token"),
         )
     )
-    table = _facts(
-        {
-            "recipe": f"{plan.recipe_name}: {recipe.summary}",
-            "model": f"{model.parameters:,} parameters ({counted(model.n_layer, 'layer')}, "
-            f"{counted(model.n_head, 'head')}, {model.n_embd} wide, context {model.block_size:,})",
-            "data": _describe_data(recipe.data),
-            "training": f"{counted(train.steps, 'step')} of {train.batch_tokens:,} tokens: "
-            f"{train.tokens:,} tokens",
-            **_hellaswag_in(plan),
-            "machine": f"{_machines(plan)}; {counted(plan.ranks, 'rank')} on {plan.device}",
-            **_place_of(plan),
-            "a step": batch,
-            "price": f"{_price(plan)} ({offer.price_source}, {offer.price_as_of})",
-            "budget": budget,
-            **({} if plan.estimate is None else {"estimate": describe_estimate(plan.estimate)}),
-            **_preparation_of(plan),
-            "time limit": duration(plan.max_hours * 3600) if plan.max_hours else "no limit",
-            "store": store,
-        }
-    )
+    facts = {
+        "recipe": f"{plan.recipe_name}: {recipe.summary}",
+        "model": f"{model.parameters:,} parameters ({counted(model.n_layer, 'layer')}, "
+        f"{counted(model.n_head, 'head')}, {model.n_embd} wide, context {model.block_size:,})",
+        "data": _describe_data(recipe.data),
+        "training": f"{counted(train.steps, 'step')} of {train.batch_tokens:,} tokens: "
+        f"{train.tokens:,} tokens",
+        **_hellaswag_in(plan),
+        "machine": _machines(plan) + _ranks(plan),
+        **_place_of(plan),
+        "a step": batch,
+        "price": f"{_price(plan)} ({offer.price_source}, {offer.price_as_of})",
+        "budget": budget,
+        **({} if plan.estimate is None else {"estimate": describe_estimate(plan.estimate)}),
+        **_preparation_of(plan),
+        "time limit": duration(plan.max_hours * 3600) if plan.max_hours else "no limit",
+        "store": store,
+    }
+    if plan.job == "prepare":
+        facts = {name: fact for name, fact in facts.items() if name not in OF_TRAINING}
+    table = _facts(facts)
     if (reference := recipe.reference) is not None:
         table.add_row(
             "reference",
@@ -177,6 +186,12 @@ def _describe_data(data: DataConfig) -> str:
 def _machines(plan: Plan) -> str:
     nodes = f"{plan.nodes} nodes of " if plan.nodes > 1 else ""
     return f"{nodes}{describe_machine(plan.offer)}{', spot' if plan.offer.spot else ''}"
+
+
+def _ranks(plan: Plan) -> str:
+    if plan.job == "prepare":
+        return "" if plan.offer.vcpus is None else f"; {plan.offer.vcpus:g} vCPUs"
+    return f"; {counted(plan.ranks, 'rank')} on {plan.device}"
 
 
 def _price(plan: Plan) -> str:
@@ -231,13 +246,37 @@ def hellaswag_of(view: RunView) -> str:
     return "; ".join(parts)
 
 
+def describe_step(view: RunView) -> str:
+    """`step 120 of 400`; of a run that only prepares data, how far that is."""
+    if view.job == "prepare":
+        return f"preparing data: {_describe_prepared(view)}"
+    return f"step {view.step:,} of {view.steps:,}"
+
+
+def describe_end(view: RunView) -> str:
+    """`stopped (budget) at step 120 of 400`"""
+    return f"{state_of(view)}{' at ' if view.job == 'train' else ', '}{describe_step(view)}"
+
+
+def _describe_prepared(view: RunView) -> str:
+    """`3 shards, 200,000,000 of 9,900,000,000 training tokens at 24,000,000 tokens/s`"""
+    told, lead = counted(view.shards, "shard"), view.lead
+    if lead is None:
+        return told
+    told += f", {lead.ready_tokens:,} of {lead.wanted_tokens:,} training tokens"
+    if lead.is_done or not lead.tokens_per_sec:
+        return told
+    left_s = (lead.wanted_tokens - lead.ready_tokens) / lead.tokens_per_sec
+    return f"{told} at {lead.tokens_per_sec:,.0f} tokens/s, left {duration(left_s)}"
+
+
 def runs_table(views: list[RunView]) -> Table:
     table = new_table("run", "state", "step", "val loss", "tokens/s", "spent", "budget", "created")
     for view in views:
         table.add_row(
             view.run_id,
             state_of(view),
-            f"{view.step:,}/{view.steps:,}",
+            f"{view.step:,}/{view.steps:,}" if view.job == "train" else "data",
             number(view.val_loss, ".4f"),
             number(view.tokens_per_sec),
             dollars(view.spent_usd),
@@ -256,11 +295,7 @@ def run_details(view: RunView) -> Table:
             "machine": machine_of(view),
             "state": state_of(view),
             "phase": view.phase,
-            "step": f"{view.step:,} of {view.steps:,} ({view.tokens:,} tokens)",
-            "val loss": f"{number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}",
-            "speed": f"{number(view.tokens_per_sec)} tokens/s, MFU {number(view.mfu, '.1%')}",
-            "time left": duration(view.seconds_left),
-            **({"data": _ready_of(view.lead) + describe_lead(view.lead)} if view.lead else {}),
+            **(_training_of(view) if view.job == "train" else {"job": describe_step(view)}),
             "spent": spending(view),
             "phases": phases or "-",
             "store": view.store,
@@ -277,6 +312,16 @@ def run_details(view: RunView) -> Table:
         if text:
             table.add_row(name, text)
     return table
+
+
+def _training_of(view: RunView) -> dict[str, str]:
+    return {
+        "step": f"{view.step:,} of {view.steps:,} ({view.tokens:,} tokens)",
+        "val loss": f"{number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}",
+        "speed": f"{number(view.tokens_per_sec)} tokens/s, MFU {number(view.mfu, '.1%')}",
+        "time left": duration(view.seconds_left),
+        **({"data": _ready_of(view.lead) + describe_lead(view.lead)} if view.lead else {}),
+    }
 
 
 def cost_table(cost: Cost) -> Group:
@@ -324,13 +369,33 @@ def describe_estimate(found: Estimate) -> str:
 
 
 def _preparation_of(plan: Plan) -> dict[str, str]:
-    if plan.estimate is None or not plan.estimate.preparation.is_fetched:
+    if plan.estimate is None:
         return {}
     needs, saved_bytes = plan.estimate.preparation, checkpoint_bytes(plan.recipe)
+    if plan.job == "prepare":
+        return _describe_job(plan, needs)
+    if not needs.is_fetched:
+        return {}
     return {
         "preparing": describe_preparation(needs),
         "disk": f"{needs.disk_bytes / 1e9:.1f} GB for data and {saved_bytes / 1e9:.1f} GB for "
         "checkpoints, at most",
+    }
+
+
+def _describe_job(plan: Plan, needs: Preparation) -> dict[str, str]:
+    """What a machine prepares that does nothing else."""
+    if plan.whole and source_tokens(plan.recipe.data) is None:
+        return {"preparing": "all of the source, however much that is"}
+    tokens = needs.shard_bytes // SHARD_BYTES_PER_TOKEN
+    fetched = tokens * rates_of(plan.recipe.data).fetched_bytes
+    beside = " and files beside them" if fetched else ""
+    shards = counted(needs.shards, "shard")
+    return {
+        "preparing": f"at most {shards}, {tokens:,} tokens, by {needs.maker}"
+        + (f" from {fetched / 1e9:.1f} GB of the Hub" if fetched else "")
+        + "; nothing that the store has already",
+        "disk": f"{needs.disk_bytes / 1e9:.1f} GB for shards{beside}, at most",
     }
 
 
@@ -391,9 +456,11 @@ def summary(
     if (beside := compare(record, cost)) is not None:
         parts += [Text(beside)]
     parts += [Text()]
-    outcome = f"{view.run_id}: {state_of(view)} at step {view.step:,} of {view.steps:,}"
     losses = f"val loss {number(view.val_loss, '.4f')}, best {number(view.best_val_loss, '.4f')}"
-    parts += [Text(f"{outcome}; {losses}", style="bold")]
+    reached = describe_end(view) + (f"; {losses}" if view.job == "train" else "")
+    parts += [Text(f"{view.run_id}: {reached}", style="bold")]
+    if view.job == "prepare" and view.message:
+        parts += [Text(view.message)]
     if told := hellaswag_of(view):
         parts += [Text(f"HellaSwag: {told}")]
     parts += [Text(f"everything it made: {_place(view)}"), Text("next:")]
@@ -407,9 +474,11 @@ def next_commands(view: RunView) -> tuple[tuple[str, ...], ...]:
     if view.state in ("failed", "stopped"):
         return (
             ("launch", "--resume", run),
-            ("logs", run, "--stage", "train"),
+            ("logs", run, "--stage", view.job),
             ("cost", "show", run),
         )
+    if view.job == "prepare":
+        return ("data", "list"), ("logs", run), ("cost", "show", run)
     return (
         ("sample", run),
         ("pull-checkpoint", run, "--format", "hf", "--to", shlex.quote(view.recipe)),

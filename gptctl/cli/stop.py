@@ -59,7 +59,9 @@ def stop(
         view = session.look(run_id, backend)()
         if json:
             print_json(view)
-    say(f"{run_id} is {view.state} ({view.reason}) at step {view.step:,} of {view.steps:,}.")
+    from gptctl.cli.render import describe_end
+
+    say(f"{run_id} is {describe_end(view)}.")
     if view.state != "succeeded":
         say(f"Go on with it: `{session.command('launch --resume', run_id)}`")
 

@@ -58,6 +58,35 @@ def test_a_run_fails_over_finishes_goes_down_and_leaves_everything_in_the_store(
     assert "already" in again
 
 
+def test_a_data_set_is_prepared_into_the_store_by_a_machine_that_goes_down(
+    user: CloudUser,
+) -> None:
+    centre = user.datacentre
+    prepare = ("data", "prepare", str(user.recipe), "--data", str(user.text), "--name", "shards")
+    rent = ("--cloud", "lambda", "--budget", "0.10", "--yes")
+    done = user.json(*prepare, *rent, *user.to_store)
+    assert centre.wait_until_empty(5) == []  # given back at once, not by autodown
+    assert (done["job"], done["state"], done["is_billing"]) == ("prepare", "succeeded", False)
+
+    (row,) = user.json("data", "list", *user.to_store)
+    assert (row["source"], row["shards"], row["tokens"]) == ("text", 2, 40_000)
+    assert f"{row['key']} is in the store: 40,000 tokens in 2 shards" in done["message"]
+    shown = user.run("status", "shards", *user.to_store).stdout
+    assert "preparing data: 2 shards" in shown
+    assert "step" not in shown
+
+    cost = user.json("cost", "show", "shards", *user.to_store)
+    assert {*cost["by_phase"]} >= {"booting", "installing", "preparing", "going_down"}
+    assert "training" not in cost["by_phase"]
+    assert centre.billed_usd("shards") <= Decimal(cost["spent_usd"]) + Decimal("0.0005")
+    assert Decimal(cost["spent_usd"]) < Decimal("0.10")
+    log = user.run("logs", "shards", *user.to_store).stdout
+    assert "torch" not in log  # which nothing there needs, and would take long to install
+    assert "are ready" in log
+    told = user.run("sample", "shards", *user.to_store, exit_code=6).stderr
+    assert "prepared data and trained nothing" in told
+
+
 @pytest.mark.parametrize(
     ("option", "exit_code", "words"),
     [

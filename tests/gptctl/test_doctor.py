@@ -298,6 +298,6 @@ def test_cloud_launch_is_refused_before_anything_is_recorded_where_the_store_is_
     Session.store = store
     monkeypatch.setattr(command, "prove_writable", fail)
     with pytest.raises(StorageError, match="read-only"):
-        command._launch(Plan(), Session(), sky, command.Patience(), None, yes=True)
+        command.launch_plan(Plan(), Session(), sky, command.Patience(), None, "Launch?", yes=True)
     assert store.list() == []
     assert sky.jobs == []

@@ -21,6 +21,7 @@ from training.preparation import (
     plan_preparation,
     rates_of,
     reads_hub,
+    source_tokens,
 )
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "tokenizing.json"
@@ -111,6 +112,18 @@ def test_no_room_is_kept_for_more_than_a_sample_has():
     )
 
     assert (ten, hundred) == (105, 1001)
+
+
+def test_all_of_a_sample_is_as_much_as_it_is_known_to_have():
+    recipe = fineweb(steps=2, shard_tokens=10**8)
+
+    assert count_shards(recipe) == (2, 2 * 10**8)
+    assert count_shards(recipe, whole=True) == (105, 105 * 10**8)
+    assert source_tokens(fineweb(source="text", path="x").data) is None
+
+
+def test_a_machine_that_trains_nothing_has_no_checkpoints_on_its_disk():
+    assert disk_bytes(fineweb(), trains=False) == plan_preparation(fineweb()).disk_bytes
 
 
 def test_disk_holds_the_checkpoints_and_what_is_fetched_and_made():
