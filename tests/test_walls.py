@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gptctl.backends.node_requirements import NODE_PACKAGES
+from gptctl.backends.node_requirements import HUB_PACKAGES, NODE_PACKAGES, TRAINING_PACKAGES
 from tests.gptctl.catalogues import install
 
 ROOT = Path(__file__).parents[1]
@@ -171,23 +171,31 @@ def test_below_the_command_line_nothing_prints_asks_exits_or_reads_the_environme
 
 SMALL = ("msgspec", "boto3", "psutil")
 """What bootstrap.sh installs where all of it could not be: enough to write why into the record."""
-WITHOUT_THE_REST = """
+WITHOUT = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name in ABSENT:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-import training.supervise, training.follower, training.rescue
 """
 
 
-def test_a_node_without_its_packages_can_still_say_so() -> None:
-    absent = {name.replace("-", "_") for name in NODE_PACKAGES} - {*SMALL} | {"httpx", "fsspec"}
-    program = f"ABSENT = {absent!r}{WITHOUT_THE_REST}"
-
+def import_without(packages: set[str], *modules: str) -> None:
+    absent = {name.replace("-", "_") for name in packages}
+    program = f"ABSENT = {absent!r}{WITHOUT}import {', '.join(modules)}"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_node_without_its_packages_can_still_say_so() -> None:
+    absent = {*NODE_PACKAGES, "httpx", "fsspec"} - {*SMALL}
+    import_without(absent, *(f"training.{name}" for name in ("supervise", "follower", "rescue")))
+
+
+def test_a_node_does_without_what_its_run_has_no_need_of() -> None:
+    import_without({*HUB_PACKAGES}, "training.train", "training.prepare", "training.sample")
+    import_without({*TRAINING_PACKAGES}, "training.supervise", "training.prepare")
 
 
 LOADED_BY = (

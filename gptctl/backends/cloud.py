@@ -384,13 +384,14 @@ def still_bills(run_id: str, why: str) -> BackendError:
 
 def _compose(job: Job) -> dict[str, Any]:
     secrets = node_environment(job.store)
-    if reads_hub(job.record.recipe):
+    asks_hub = reads_hub(job.record.recipe)
+    if asks_hub:
         from training import hub  # noqa: PLC0415 - the Hub's client takes long
 
         secrets |= hub.node_environment()
     return compose_task(
         job,
         source=Path(training.__file__).parent,
-        requirements=node_requirements(job.record.job),
+        requirements=node_requirements(trains=job.record.job == "train", reads_hub=asks_hub),
         secrets=secrets,
     )

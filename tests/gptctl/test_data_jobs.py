@@ -204,7 +204,7 @@ def test_launch_records_the_job_and_the_node_installs_no_torch(tmp_path):
         1,
     )
     assert written.estimate_usd == plan.estimate.usd
-    names = {line.partition("==")[0].partition("~=")[0] for line in node_requirements("prepare")}
+    names = {line.partition("==")[0].partition("~=")[0] for line in node_requirements(trains=False)}
     assert {*NODE_PACKAGES} - names == {"torch", "safetensors"}
 
 
