@@ -125,7 +125,7 @@ def _refusal(error: Exception, asked: Asked) -> DataError:
     if isinstance(error, RevisionNotFoundError):
         return DataError(
             f"{repo} has no revision {revision!r}",
-            hint=f"a commit, a branch or a tag of {page}; `main` is the newest",
+            hint=f"a commit, a branch or a tag of {page}: `--set data.revision=main`, say",
         )
     if isinstance(error, RepositoryNotFoundError | HFValidationError):
         return DataError(
