@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 REPO = "owner/texts"
 FILES = 6
-SELDOM = ("--set", "eval.every=200", "--set", "checkpoint.every=200")
-SOURCE = ("--set", f"data.source=hub:{REPO}", "--set", "train.steps=2000", *SELDOM)
+LARGE_STEPS = ("--set", "train.batch_tokens=1024", "--set", "train.micro_batch_size=64")
+SOURCE = ("--set", f"data.source=hub:{REPO}", "--set", "train.steps=250", *LARGE_STEPS)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def read_dataset(user: User) -> Any:
 
 
 def hashes(user: User) -> dict[str, str]:
-    """Of every shard of what 2000 steps need, by its name."""
+    """Of every shard of what 250 steps need, by its name."""
     dataset = read_dataset(user)
     assert sum(shard["tokens"] for shard in dataset["shards"]) == 280_000
     assert not [*user.node.glob("datasets/*/fetched")]
@@ -71,7 +71,7 @@ def test_training_eats_shards_as_they_are_made_and_a_kill_in_the_middle_changes_
     launched = user.json(*launch(user, "--detach"))
     run_id = launched["run_id"]
     deadline = time.monotonic() + 90
-    while (view := user.status(run_id))["shards"] < 2 or view["step"] < 30:
+    while (view := user.status(run_id))["shards"] < 2 or view["step"] < 10:
         assert time.monotonic() < deadline, view
         time.sleep(0.2)
     assert 20_000 <= view["lead"]["ready_tokens"] < view["lead"]["wanted_tokens"] == 260_000
@@ -83,7 +83,7 @@ def test_training_eats_shards_as_they_are_made_and_a_kill_in_the_middle_changes_
     hub.clear_faults()
     hub.commit(REPO, {"data/train-00000-of-00006.parquet": None})  # the run keeps to its commit
     resumed = user.json("launch", "--resume", run_id, "--yes", *user.to_store)
-    assert (resumed["state"], resumed["step"]) == ("succeeded", 2000)
+    assert (resumed["state"], resumed["step"]) == ("succeeded", 250)
     assert resumed["lead"] is None
     assert user.events(run_id, "waiting_for_data")  # it began before the data was whole
 
@@ -104,7 +104,7 @@ def test_the_next_run_fetches_what_an_earlier_one_sent_and_makes_what_is_damaged
         somebody = User(tmp_path / name, store=url, HF_ENDPOINT=hub.url)
         hub.requests.clear()
         try:
-            ended = somebody.json(*launch(somebody, "--set", "train.steps=300"))
+            ended = somebody.json(*launch(somebody, "--set", "train.steps=37"))
             assert ended["state"] == "succeeded"
             return somebody, ended["run_id"]
         finally:
@@ -112,7 +112,7 @@ def test_the_next_run_fetches_what_an_earlier_one_sent_and_makes_what_is_damaged
 
     first, run_id = train("first")
     made = [event["name"] for event in first.events(run_id, "shard_written")]
-    assert len(made) == 3  # validation, and 38,400 tokens: no more than it needs
+    assert len(made) == 3  # validation, and 37,888 tokens: no more than it needs
     shards = read_dataset(first)["shards"]
     (row,) = first.json("data", "list", *first.to_store)
     assert (row["shards"], row["complete"]) == (3, False)

@@ -126,7 +126,9 @@ def test_what_ends_the_job_early_saves_the_run_first(endless: Node) -> None:
     node.wait(bootstrap)
     assert (node.status.state, node.status.reason) == ("stopped", "user")
     assert node.steps[-1] == node.status.step
-    assert node.asked[-2:] == [0, 0]  # as it was told, and again at its end
+    # As it was told, and again at its end; in between the wall may still be armed.
+    assert node.asked.count(0) == 2
+    assert node.asked[-1] == 0
 
 
 @pytest.mark.parametrize(
