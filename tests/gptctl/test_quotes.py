@@ -145,8 +145,8 @@ def test_a_plan_says_when_preparation_would_lose_the_race_and_counts_the_waiting
     plan = priced_on(offer, known=(*MARKET.known, measured), has_gigatoken=False)
 
     lost, without = plan.notes
-    assert "lose the race: training takes 8 M tokens a second, tiktoken makes 1.8 M there" in lost
-    assert "wait 78% of its time" in lost
+    assert "lose the race: training takes 8 M tokens a second, tiktoken makes 1.9 M there" in lost
+    assert "wait 76% of its time" in lost
     assert "`gptctl data prepare`" in lost
     assert "gigatoken is not installed here" in without
     phases = plan.estimate.phases

@@ -53,7 +53,7 @@ def test_fast_node_takes_a_small_part_of_a_core_and_of_a_link():
     needs = plan_preparation(fineweb(), tokens_per_sec=SPEED, cores_free=22)
 
     assert needs.maker == "gigatoken"
-    assert needs.cores == pytest.approx(0.14, abs=0.01)
+    assert needs.cores == pytest.approx(0.11, abs=0.01)
     assert needs.text_bytes_per_s == pytest.approx(7.9e6, rel=0.01)
     assert needs.fetched_bytes_per_s == pytest.approx(4.9e6, rel=0.01)
     assert needs.waiting == 0
