@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from tests.s3_server import S3Server, start_server
 
 settings.register_profile("patient", deadline=None)  # how long an example takes is no fault
 settings.load_profile("patient")
+
+# Nobody is there: a test that wants a Hub has one of its own. Read when its client is imported.
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+os.environ.pop("HF_TOKEN", None)
 
 
 @pytest.fixture(scope="session", autouse=True)

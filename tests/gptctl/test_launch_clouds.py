@@ -87,7 +87,7 @@ def test_plan_of_fineweb_shows_what_its_preparation_takes_and_what_there_is(call
     assert code == 0
     for words in (
         "data fineweb, sample-10BT, at 9bb295ddab0e",
-        "100 shards at most; 1,698,564 tokens/s take 0.13 of 232 free cores by gigatoken, 4.8 MB/s",
+        "100 shards at most; 1,698,564 tokens/s take 0.1 of 232 free cores by gigatoken, 4.8 MB/s",
         "26.0 GB for data and 6.0 GB for checkpoints",
     ):
         assert words in told

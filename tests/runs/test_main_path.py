@@ -105,7 +105,8 @@ def test_a_checkpoint_of_a_run_that_still_trains_can_be_pulled(user: User, tmp_p
 
 
 def test_stopping_saves_and_resuming_goes_on_to_the_same_end(user: User, tmp_path: Path) -> None:
-    steps = ("--set", "train.steps=400")
+    # So large that `stop` comes before their end, however busy the machine is.
+    steps = ("--set", "train.steps=400", "--set", "train.batch_tokens=1024")
     undisturbed = user.launch(*steps)
     run_id = user.launch_detached(*steps)
     user.wait_for_step(run_id, 20)
