@@ -1,5 +1,6 @@
 """Real runs with a price and a tiny budget: the bill stays within it, and nearly all is used."""
 
+import json
 import signal
 import time
 from decimal import Decimal
@@ -35,7 +36,7 @@ def test_a_tiny_budget_is_kept_and_nine_tenths_of_it_are_used(user: User) -> Non
 def test_training_that_hangs_at_the_budget_is_cut_off_inside_it(user: User) -> None:
     run_id = user.launch_detached(*ENDLESS, *DOLLAR_A_SECOND, "--budget", "25")
     user.wait_for_step(run_id, 15)
-    user.kill(user.ranks(run_id), signal.SIGSTOP)  # as one that writes to a dead disk
+    halt_between_saves(user, run_id)  # as one that writes to a dead disk
     view = user.wait_for_end(run_id)
     assert (view["state"], view["reason"]) == ("stopped", "budget")
     assert Decimal("0.8") * 25 <= Decimal(view["spent_usd"]) <= 25
@@ -57,3 +58,15 @@ def test_a_budget_holds_over_all_lives_and_the_gap_between_them_is_billed(user: 
     assert (view["state"], view["reason"]) == ("stopped", "budget")
     assert view["phases"]["lost"] == 1.0  # until a heartbeat would have come
     assert first < Decimal("0.75") * 40 <= Decimal(view["spent_usd"]) <= 40
+
+
+def halt_between_saves(user: User, run_id: str) -> None:
+    """At a step that is not saved already, as one in ten is."""
+    metrics = user.node / "runs" / run_id / "metrics.jsonl"
+    while True:
+        user.kill(user.ranks(run_id), signal.SIGSTOP)
+        whole, _, _ = metrics.read_text().rpartition("\n")
+        if json.loads(whole.splitlines()[-1])["step"] % 10:
+            return
+        user.kill(user.ranks(run_id), signal.SIGCONT)
+        time.sleep(0.01)
