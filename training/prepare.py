@@ -35,6 +35,7 @@ from training.layout import (
     RunPaths,
     RunRecord,
     Shard,
+    dataset_key,
     decode,
     tokens_wanted,
 )
@@ -46,7 +47,7 @@ from training.shards import (
     write_dataset,
     write_shard,
 )
-from training.sources import dataset_folder_key, open_source
+from training.sources import open_source
 from training.splits import AnySource, missing_shards
 from training.storage import Storage, open_store
 
@@ -192,7 +193,8 @@ def _prepare_run(
         if publisher and not is_fetched:
             publisher.wake()
 
-    folder = root / DATASETS / dataset_folder_key(data)
+    source = open_source(data)  # once, as it may have to read all of it to know what it is
+    folder = root / DATASETS / dataset_key(data, source.revision)
     store = open_store(store_url) if store_url else None
     publisher = Publisher(store, folder, tell=say) if store and sends else None
     dataset = prepare(
@@ -203,6 +205,7 @@ def _prepare_run(
         train_tokens=None if record.whole else tokens_wanted(recipe),
         store=store,
         on_fetched=partial(report, is_fetched=True),
+        source=source,
         say=say,
     )
     tokens, seconds = sum(shard.tokens for shard in dataset.shards), perf_counter() - started
