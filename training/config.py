@@ -153,7 +153,18 @@ class TrainConfig(Section, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1337
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type of the matrix products; `auto`: bfloat16 where the hardware multiplies it."""
-    compile: bool = False
+    compile: bool | None = None
+    """By torch.compile, block by block; None: on a GPU, where the minute that it takes pays."""
+    shard_optimizer: bool = False
+    """ZeRO-1: each GPU of a node updates a share of the parameters and keeps its state alone."""
+    checkpoint_activations: bool = False
+    """Blocks are computed again in the backward pass: less memory for a third more FLOPs."""
+    skip_loss_z: Rate = 0.0
+    """Skip an update whose loss lies so many deviations above the last ones'; 0: never."""
+    skip_grad_z: Rate = 0.0
+    """The same of the gradient's norm."""
+    log_every: Count = 1
+    """Steps from one exchange of what was measured to the next: the host waits for the GPU then."""
 
     def __post_init__(self) -> None:
         if self.min_lr > self.max_lr:
@@ -177,7 +188,8 @@ class EvalConfig(Section, frozen=True, kw_only=True):
     every: Count
     tokens: Count
     until_loss: Annotated[float, Meta(gt=0.0)] | None = None
-    """Nats per token; the run has succeeded at the first evaluation that is no higher."""
+    """Nats per token. The first evaluation that is no higher ends the run, which has succeeded;
+    under `wsd` it starts the cool-down."""
     hellaswag: bool = False
     """Score HellaSwag, too: 10,042 questions of four answers each."""
     hellaswag_every: Count = 1000
@@ -192,10 +204,12 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
 
 
 class SampleConfig(Section, frozen=True, kw_only=True):
-    """Text written by the finished model."""
+    """Text written by the finished model, and by the unfinished one every `every` steps."""
 
     prompt: str = "Hello, I'm a language model,"
     count: Index = 2
+    every: Index = 0
+    """0: by the finished model only."""
     max_new_tokens: Count = 200
     temperature: Annotated[float, Meta(gt=0.0)] = 0.8
     top_k: Count = 50

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -18,11 +18,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
+    """`device` tensors travel by nccl on CUDA, all that is on the host by gloo.
+
+    The three groups are None where one rank is the whole of them.
+    """
+
     rank: int
     local_rank: int
     world_size: int
     device: torch.device
     node_rank: int = 0
+    local_world_size: int = 1
+    node: dist.ProcessGroup | None = None
+    """This node's ranks, which share its disk."""
+    background: dist.ProcessGroup | None = None
+    """The same, by gloo, for a thread beside the loop: no group may be used by two threads."""
+    peers: dist.ProcessGroup | None = None
+    """The ranks with this one's number on all nodes, which hold the same share."""
 
     @property
     def is_first(self) -> bool:
@@ -35,8 +47,8 @@ class Ranks:
         return values
 
     def agree(self, *mine: bool) -> list[bool]:
-        """For each of the flags, whether any rank has it set."""
-        flags = torch.tensor(mine, dtype=torch.float32, device=self.device)
+        """For each of the flags, whether any rank has it set. The device is not waited for."""
+        flags = torch.tensor(mine, dtype=torch.float32)
         return [count > 0 for count in self.all_sum(flags).tolist()]
 
     def gather(self, mine: T) -> list[T]:
@@ -76,15 +88,15 @@ class Ranks:
         told: T = answer[0]
         return told
 
-    def broadcast(self, values: Tensor) -> Tensor:
-        """`values` of rank 0 in place of everyone's, bit for bit. On `device`."""
-        if self.world_size > 1:
-            dist.broadcast(values, src=0)
+    def broadcast_to_peers(self, values: Tensor) -> Tensor:
+        """`values` of the head node's peer in place of this one's, bit for bit."""
+        if self.peers is not None:
+            dist.broadcast(values, group=self.peers, group_src=0)
         return values
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            dist.barrier()
+        """Until all ranks' hosts are here."""
+        self.agree(False)
 
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -107,16 +119,33 @@ def join_ranks(device: Literal["cpu", "cuda"]) -> Iterator[Ranks]:
         world_size=world_size,
         device=torch.device(device, local_rank) if device == "cuda" else torch.device("cpu"),
         node_rank=int(os.environ.get("GROUP_RANK", "0")),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
     if world_size == 1:
         yield ranks
         return
     if device == "cuda":
         # Told its device, nccl connects at once, and never has to guess it from the rank.
-        dist.init_process_group("nccl", device_id=ranks.device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=ranks.device)
     else:
         dist.init_process_group("gloo")
     try:
-        yield ranks
+        yield _join_groups(ranks)
     finally:
         dist.destroy_process_group()
+
+
+def _join_groups(ranks: Ranks) -> Ranks:
+    """Every rank asks for every group, in the same order, as torch wants it."""
+    local = ranks.local_world_size
+    nodes = [list(range(first, first + local)) for first in range(0, ranks.world_size, local)]
+    peers = [list(members) for members in zip(*nodes, strict=True)]
+
+    def mine(groups: list[list[int]], backend: str | None = None) -> dist.ProcessGroup | None:
+        if len(groups[0]) == 1:
+            return None
+        made = {tuple(members): dist.new_group(members, backend=backend) for members in groups}
+        group: dist.ProcessGroup = next(made[members] for members in made if ranks.rank in members)
+        return group
+
+    return replace(ranks, node=mine(nodes), background=mine(nodes, "gloo"), peers=mine(peers))
