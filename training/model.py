@@ -8,11 +8,11 @@ projections that write to the residual stream scaled by 1/√(2·n_layer).
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from training.config import ModelConfig
-
-IGNORED = -1
-"""A target with this value adds nothing to the loss: padding of a batch that is not full."""
+from training.head import IGNORED as IGNORED
+from training.head import head_loss, score_chunk
 
 
 class Attention(nn.Module):
@@ -58,15 +58,34 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
-        """The seed fixes the initial weights: every rank, on any machine, starts the same."""
+    def __init__(
+        self, config: ModelConfig, *, seed: int = 0, checkpoint_activations: bool = False
+    ) -> None:
+        """The seed fixes the initial weights: every rank, on any machine, starts the same.
+
+        `checkpoint_activations`: of each block only the input is kept for the backward pass,
+        which computes the rest again: the same numbers, less memory, a third more work.
+        """
         super().__init__()
         self.config = config
+        self.checkpoint_activations = checkpoint_activations
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
+        self._score = score_chunk
         self._initialize(torch.Generator().manual_seed(seed))
+
+    def compile_blocks(self) -> None:
+        """From now on blocks run compiled, and so does what the loss does to logits.
+
+        All layers share one code, so a start compiles one block, not a model. Each shape is
+        compiled once, forward alone (evaluation) and with its backward; sizes never turn
+        dynamic. What must not compile runs under `torch.compiler.set_stance("force_eager")`.
+        """
+        for block in self.h:
+            block.compile(dynamic=False)
+        self._score = torch.compile(score_chunk, dynamic=False)
 
     @torch.no_grad()
     def _initialize(self, generator: torch.Generator) -> None:
@@ -80,14 +99,30 @@ class GPT(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) int64 → (B, T, vocab_size): ids that only pad the embedding have no logit."""
-        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
-        for block in self.h:
-            x = block(x)
-        return F.linear(self.ln_f(x), self.wte.weight)[..., : self.config.vocab_size]
+        return F.linear(self._hidden(tokens), self.wte.weight)[..., : self.config.vocab_size]
 
     def forward(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """Cross-entropy in nats, mean or sum over the targets that are not IGNORED."""
-        logits = self.logits(tokens)
-        return F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction=reduction
+        """Cross-entropy in nats, mean or sum over the targets that are not IGNORED.
+
+        `reduction="none"`: (B·T,), for scoring: it has no gradient.
+        """
+        return head_loss(
+            self._hidden(tokens).flatten(0, 1),
+            self.wte.weight,
+            targets.flatten(),
+            vocab_size=self.config.vocab_size,
+            reduction=reduction,
+            score=self._score,
         )
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        """(B, T) → (B, T, n_embd), as the head multiplies it."""
+        x: Tensor = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        for block in self.h:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                # Nothing is drawn at random, so no generator's state needs to be kept.
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        out: Tensor = self.ln_f(x)
+        return out

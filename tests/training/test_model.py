@@ -91,3 +91,30 @@ def test_ignored_targets_add_nothing_to_a_summed_loss() -> None:
     two_rows = model(inputs[:2], targets[:2], reduction="sum")
     targets[2:] = IGNORED
     torch.testing.assert_close(model(inputs, targets, reduction="sum"), two_rows)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_recomputed_activations_change_no_number(autocast: bool) -> None:
+    tokens = random_tokens(2, 17)
+    gradients = []
+    for recompute in (False, True):
+        model = GPT(TINY, checkpoint_activations=recompute)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert all(map(torch.equal, *gradients))
+
+
+def test_recomputed_activations_are_not_kept() -> None:
+    kept = {}
+    for recompute in (False, True):
+        model = GPT(TINY, checkpoint_activations=recompute)
+        sizes: list[int] = []
+        tokens = random_tokens(8, 17)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            model(tokens[:, :-1], tokens[:, 1:])
+        kept[recompute] = sum(sizes)
+    assert kept[True] < kept[False] / 2
