@@ -80,6 +80,18 @@ def test_muon_takes_the_hidden_matrices_and_leaves_the_rest_to_adamw() -> None:
     }
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_bytes_of_the_state_are_known_before_the_first_step(optimizer: str) -> None:
+    recipe = make_recipe(train={"optimizer": optimizer})
+    model = GPT(recipe.model)
+    optimizers = Optimizers(model, recipe.train)
+    told, shapes = optimizers.state_bytes(), optimizers.state_shapes()
+    assert optimizers.state() == {}
+    take_steps(model, optimizers, steps=range(1))
+    assert {key: value.shape for key, value in optimizers.state().items()} == shapes
+    assert sum(value.nbytes for value in optimizers.state().values()) == told
+
+
 def test_clipping_scales_to_the_limit_and_tells_the_norm_before() -> None:
     model = GPT(make_recipe().model)
     for p in model.parameters():
