@@ -8,31 +8,22 @@ from math import ceil, isfinite
 from msgspec import Struct
 
 from gptctl.errors import PlanRefusedError, UsageError
-from gptctl.shipped import read_table
 from training.config import Recipe
+from training.reference import Points, curve_names, find_curve, find_gpt2
 
 FLAG = "--until-val-loss"
-BATCH_TOKENS = 524_288
 
 
 class Curve(Struct, frozen=True, kw_only=True):
-    """`points`: (step, loss), steps of BATCH_TOKENS tokens. `openai`: GPT-2's own, same data."""
+    """`openai`: GPT-2's own loss on the same data."""
 
     recipe: str
-    parameters: int
     openai: float
-    points: tuple[tuple[int, float], ...] = ()
+    points: Points
 
     @property
     def steps(self) -> int:
         return self.points[-1][0]
-
-
-_CURVES = (
-    # `openai`: llm.c's notebook, on the same validation tokens.
-    Curve(recipe="gpt2-124m", parameters=124_475_904, openai=3.424958),
-    Curve(recipe="gpt2-350m", parameters=354_871_296, openai=3.083089),
-)
 
 
 def steps_to_reach(recipe: Recipe, val_loss: float) -> int:
@@ -82,24 +73,12 @@ def _points(curve: Curve, recipe: Recipe) -> list[tuple[float, float]]:
 
 def _find_curve(recipe: Recipe) -> Curve:
     """Of the same model, data, batch and way to train. Raises PlanRefusedError."""
-    train = recipe.train
-    is_alike = (recipe.data.source, train.batch_tokens, train.optimizer, train.schedule) == (
-        *("fineweb", BATCH_TOKENS, "adamw", "cosine"),
-    )
-    curve = next((c for c in _CURVES if c.parameters == recipe.model.parameters), None)
-    if curve is None or not is_alike:
+    is_alike = (recipe.train.optimizer, recipe.train.schedule) == ("adamw", "cosine")
+    gpt2, points = find_gpt2(recipe), find_curve(recipe)
+    if gpt2 is None or not points or not is_alike:
         raise PlanRefusedError(
             "no published loss curve tells when this recipe would reach a loss",
-            hint=f"they are known of {' and '.join(c.recipe for c in _CURVES)}, on FineWeb and "
+            hint=f"they are known of {' and '.join(curve_names())}, on FineWeb and "
             "with batch, optimizer and schedule as they come",
         )
-    return Curve(
-        recipe=curve.recipe,
-        parameters=curve.parameters,
-        openai=curve.openai,
-        points=tuple(
-            (int(row["step"]), float(row["val_loss"]))
-            for row in read_table("reference_losses.csv")
-            if row["recipe"] == curve.recipe
-        ),
-    )
+    return Curve(recipe=gpt2.recipe, openai=gpt2.fineweb_loss, points=points)
