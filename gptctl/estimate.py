@@ -220,6 +220,7 @@ def _estimate(
             steps=steps,
             cloud=offer.cloud,
             spot=offer.spot,
+            on_gpu=offer.gpu_count > 0,
             waiting=preparation.waiting,
             has_gigatoken=has_gigatoken,
         )

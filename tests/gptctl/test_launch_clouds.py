@@ -46,7 +46,7 @@ def call(capsys):
 
 
 def test_plan_shows_machine_place_price_and_what_else_there_is(call):
-    code, out, err = call(*LAUNCH, "--budget", "40")
+    code, out, err = call(*LAUNCH, "--budget", "41")
 
     assert (code, out) == (0, "")
     for words in (
@@ -54,7 +54,7 @@ def test_plan_shows_machine_place_price_and_what_else_there_is(call):
         "any region of lambda",
         "8x H100 $31.92, 8x A100 $15.92",
         "$22.32 an hour (SkyPilot's catalogue, ",
-        "$40.00, which buys 1 h 47 min",
+        "$41.00, which buys 1 h 50 min",
         "s3://bucket/runs",
     ):
         assert words in err
@@ -112,7 +112,7 @@ def test_dry_run_leaves_nothing_behind(call, home):
 
 
 def test_emitted_task_is_skypilots_own_without_secrets(call, home):
-    code, out, err = call(*LAUNCH, "--budget", "40", "--name", "mine", "--emit", "task.yaml")
+    code, out, err = call(*LAUNCH, "--budget", "41", "--name", "mine", "--emit", "task.yaml")
 
     assert (code, out) == (0, "")
     assert "Wrote task.yaml" in err

@@ -85,9 +85,16 @@ def test_larger_model_takes_longer_to_save_and_send():
         assert small[name].likely < large[name].likely
 
 
-def test_compiling_takes_time_only_where_the_recipe_compiles():
-    assert phases_of()["compile"] == Span(0, 0, 0)
-    assert phases_of(compile=True)["compile"].likely > 0
+def test_compiling_is_for_gpus_unless_the_recipe_says_otherwise():
+    def likely(**options):
+        compiles = options.pop("compile", None)
+        recipe = recipe_of("gpt2-124m", compile=compiles)
+        phases = list_phases(recipe, HOUR, steps=100, cloud="lambda", spot=False, **options)
+        return phases["compile"].likely
+
+    assert likely() > 0
+    assert likely(on_gpu=False) == likely(compile=False) == 0
+    assert likely(on_gpu=False, compile=True) == likely()
 
 
 def test_first_shards_are_no_longer_than_what_is_trained_on():

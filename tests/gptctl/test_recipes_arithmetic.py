@@ -5,6 +5,7 @@ from decimal import Decimal
 
 import pytest
 
+from gptctl.loss_curves import steps_to_reach
 from gptctl.recipe import find_recipe, read_recipe, recipe_names
 from training.config import Recipe, ReferenceConfig, split_batch
 
@@ -38,8 +39,8 @@ def gpus_of(recipe: Recipe) -> tuple[str, int]:
     return gpu, int(count)
 
 
-def test_all_six_recipes_are_there() -> None:
-    assert set(recipe_names()) >= {*REFERENCE_RUNS, "shakespeare", "demo"}
+def test_all_seven_recipes_are_there() -> None:
+    assert set(recipe_names()) >= {*REFERENCE_RUNS, "gpt2-124m-fast", "shakespeare", "demo"}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -123,3 +124,51 @@ def test_reference_batch_is_shared_out_as_the_reference_does(
         micro_batch_size=train.micro_batch_size,
         ranks=gpus_of(recipe)[1],
     ) == (train.micro_batch_size, grad_accum_steps)
+
+
+def test_small_recipe_states_what_it_takes_to_match_openai() -> None:
+    _, recipe = read_recipe("gpt2-124m")
+    [(steps, percent, ms, hours, usd, price)] = figures(
+        "gpt2-124m",
+        r"([\d,]+) steps = (\d+) % × (\d+) ms = (\S+) h: \$(\S+) at \$(\S+)/h",
+    )
+    reached = steps_to_reach(recipe, 3.425)
+    reference = reference_of(recipe)
+    spent = reached * reference.step_ms / 3.6e6
+    assert steps == f"{reached:,}"
+    assert percent == as_written(percent, 100 * reached / recipe.train.steps)
+    assert ms == f"{reference.step_ms:.0f}"
+    assert hours == as_written(hours, spent)
+    assert usd == as_written(usd, spent * float(reference.price_per_hour))
+    assert Decimal(price) == reference.price_per_hour
+
+
+def test_fast_recipe_is_the_same_model_on_the_same_data_and_promises_nothing_measured() -> None:
+    _, small = read_recipe("gpt2-124m")
+    _, quick = read_recipe("gpt2-124m-fast")
+    assert (quick.model, quick.data, quick.eval) == (small.model, small.data, small.eval)
+    assert quick.train.batch_tokens == small.train.batch_tokens
+    assert quick.reference is None
+    assert "A PROJECTION" in find_recipe("gpt2-124m-fast").read_text(encoding="utf-8")
+
+
+def test_fast_recipe_states_its_flops_and_its_bill_at_the_speed_of_the_reference() -> None:
+    _, small = read_recipe("gpt2-124m")
+    _, quick = read_recipe("gpt2-124m-fast")
+    total = quick.model.flops_per_token * quick.train.tokens
+    [(flops, hours)] = figures(
+        "gpt2-124m-fast",
+        r"F × D = (\S+) FLOPs: (\S+) h on A100-80GB:8 at 100 % MFU \(312 TFLOP/s each\)",
+    )
+    assert flops == f"{total:.2e}".replace("+", "")
+    assert hours == as_written(hours, total / (8 * PEAK_TFLOPS["A100-80GB"] * 1e12) / 3600)
+    [(steps, ms, hours, price, usd)] = figures(
+        "gpt2-124m-fast",
+        r"([\d,]+) steps × (\d+) ms = (\S+) h × \$(\S+)/h = \$(\S+), at the speed of .*",
+    )
+    reference = reference_of(small)
+    spent = quick.train.steps * reference.step_ms / 3.6e6
+    assert (steps, ms) == (f"{quick.train.steps:,}", f"{reference.step_ms:.0f}")
+    assert hours == as_written(hours, spent)
+    assert Decimal(price) == reference.price_per_hour
+    assert usd == as_written(usd, spent * float(reference.price_per_hour))
