@@ -21,6 +21,8 @@ JOIN_TIMEOUT_S = 900
 """Longest wait of one node for the others, some of which may still be installing."""
 NODES_MISSING = 75
 """Exit code of `training.ranks` where the nodes did not find each other within that time."""
+OUT_OF_MEMORY = 76
+"""Exit code of training that may be started again with half the micro-batch."""
 
 
 class Cluster(Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ training tokens as one endless ring (the reference's order); `random` draws the 
 anywhere in the shard that `sequential` would be reading, so it too can start with the first.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +106,13 @@ class BatchLoader:
             return self._tokens.has(first + 1)  # and so the shard that it is in
         return self._tokens.has(first + self._sequences * self._block_size + 1)
 
-    def batch(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
-        """Of a step that it `has`."""
-        first = (micro_step * self._world_size + self._rank) * self._micro_batch_size
-        starts = self._starts(step)[first : first + self._micro_batch_size]
-        return split_windows([self._tokens.read(int(s), self._block_size + 1) for s in starts])
+    def windows(self, step: int) -> Tensor:
+        """Those of a step that it `has`, for this rank: (micro-steps, B, T+1) int64."""
+        starts = self._starts(step).reshape(-1, self._world_size, self._micro_batch_size)
+        mine = starts[:, self._rank].ravel()
+        rows = np.stack([self._tokens.read(int(s), self._block_size + 1) for s in mine])
+        windows = torch.from_numpy(rows.astype(np.int64))
+        return windows.view(-1, self._micro_batch_size, self._block_size + 1)
 
     def _starts(self, step: int) -> NDArray[np.int64]:
         """Where each of the step's sequences begins, (S,)."""
@@ -120,6 +123,31 @@ class BatchLoader:
             last = max(shard.start, shard.stop - self._block_size - 1)
             return generator.integers(shard.start, last, size=self._sequences, endpoint=True)
         return first + np.arange(self._sequences) * self._block_size
+
+
+class Prefetcher:
+    """The windows of one step after another on the device, read and pinned one step ahead."""
+
+    def __init__(self, loader: BatchLoader, device: torch.device) -> None:
+        self._loader = loader
+        self._device = device
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ahead: tuple[int, Future[Tensor]] | None = None
+
+    def windows(self, step: int) -> Tensor:
+        """(micro-steps, B, T+1) int64 on the device, of a step that the loader `has`."""
+        if self._ahead is not None and self._ahead[0] == step:
+            windows = self._ahead[1].result()
+        else:
+            windows = self._read(step)
+        self._ahead = None
+        if self._loader.has(step + 1):
+            self._ahead = step + 1, self._reader.submit(self._read, step + 1)
+        return windows.to(self._device, non_blocking=True)
+
+    def _read(self, step: int) -> Tensor:
+        windows = self._loader.windows(step)
+        return windows.pin_memory() if self._device.type == "cuda" else windows
 
 
 def split_windows(windows: list[NDArray[np.uint16]]) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ TrainingError            a fault that somebody can mend; never a bug
 ├── CheckpointError      no checkpoint, or one that is not what its manifest says
 ├── NotFiniteError       the loss or the gradient became NaN or infinite
 ├── NoSpaceError         the disk is full
+├── OutOfMemoryError     not even one sequence at a time fits the GPU
 └── StorageError         the store refused, and would refuse again
     ├── ObjectNotFoundError    nothing is stored under that key
     ├── ObjectExistsError      something is, and it must not be replaced
@@ -45,6 +46,10 @@ class NotFiniteError(TrainingError):
 
 
 class NoSpaceError(TrainingError):
+    pass
+
+
+class OutOfMemoryError(TrainingError):
     pass
 
 

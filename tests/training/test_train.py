@@ -12,10 +12,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from tests.checkpoints import read_tensors, tensor_files
 from tests.tiny import make_dataset, make_recipe, make_record, make_run
-from training.checkpoint import MODEL, TRAINER
 from training.config import Recipe
 from training.events import parse_lines
 from training.layout import RunPaths, committed_checkpoints, encode, write_atomic
@@ -67,7 +66,7 @@ def wait_for_step(paths: RunPaths, step: int, process: subprocess.Popen[bytes]) 
 
 def final_tensors(paths: RunPaths) -> dict[str, torch.Tensor]:
     folder = paths.checkpoint(committed_checkpoints(paths.checkpoints)[-1])
-    return {**load_file(folder / MODEL), **load_file(folder / TRAINER)}
+    return read_tensors(folder)
 
 
 def assert_same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -226,7 +225,7 @@ def test_a_validation_loss_that_is_not_finite_stops_training_too(tmp_path: Path)
 def test_a_checkpoint_that_is_passed_over_is_told_in_the_log(tmp_path: Path) -> None:
     recipe = make_recipe()
     paths = train(tmp_path, recipe)
-    (paths.checkpoint(6) / MODEL).write_bytes(b"rubbish")
+    tensor_files(paths.checkpoint(6))[0].write_bytes(b"rubbish")
     process, _ = start(tmp_path, recipe, stdout=subprocess.PIPE)
     told, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors.decode()
