@@ -7,7 +7,7 @@
         metrics.jsonl       what training measured, one line a logged step
         logs/<stage>.log    output of each of STAGES; the laptop writes that of `provision`
         checkpoints/step-00005000/
-            model.safetensors, trainer.safetensors, state.json, manifest.json
+            shard-….safetensors, state.json, manifest.json
         samples/step-00005000.txt
         claims/after-<time> which launch goes on after the status of that time: the laptop's
     datasets/<dataset-key>/
@@ -37,6 +37,7 @@ RUNS = "runs"
 DATASETS = "datasets"
 RUN_JSON = "run.json"
 STATUS_JSON = "status.json"
+SUMMARY_JSON = "summary.json"
 EVENTS = "events.jsonl"
 METRICS = "metrics.jsonl"
 LOGS = "logs"
@@ -45,7 +46,8 @@ SAMPLES = "samples"
 CLAIMS = "claims"
 MANIFEST = "manifest.json"
 DATASET_JSON = "dataset.json"
-STAGES = ("provision", "setup", "supervise", "check", "prepare", "train", "sample")
+STAGES = ("provision", "setup", "supervise", "check", "prepare", "train", "stacks", "sample")
+"""`stacks` is no program: where the ranks stood when training hung (`stacks.py`)."""
 
 State = Literal[
     "pending", "provisioning", "preparing", "training", "finishing",
@@ -157,6 +159,15 @@ class Lead(Record, frozen=True, kw_only=True):
     """Training waits for data now."""
 
 
+class SlowRank(Record, frozen=True, kw_only=True):
+    """A rank that holds the others up: its forward pass beside the median of theirs."""
+
+    rank: int
+    node: int
+    seconds: float
+    median_s: float
+
+
 class Status(Record, frozen=True, kw_only=True):
     """`status.json`: how the run is, as of `updated_at`. Losses in nats per token."""
 
@@ -189,6 +200,8 @@ class Status(Record, frozen=True, kw_only=True):
     shards: int = 0
     lead: Lead | None = None
     """None where nothing is prepared: before it begins, and when the run is over."""
+    slow_rank: SlowRank | None = None
+    """The one named last since training was last started."""
 
     @property
     def spent_usd(self) -> Decimal:
@@ -263,6 +276,7 @@ class RunPaths:
         self.folder = root / RUNS / run_id
         self.record = self.folder / RUN_JSON
         self.status = self.folder / STATUS_JSON
+        self.summary = self.folder / SUMMARY_JSON
         self.events = self.folder / EVENTS
         self.metrics = self.folder / METRICS
         self.logs = self.folder / LOGS

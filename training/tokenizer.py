@@ -94,9 +94,10 @@ class Gpt2Tokenizer:
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return b"".join(map(self._bytes_of, ids)).decode("utf-8", errors="replace")
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
 
-    def _bytes_of(self, token: int) -> bytes:
+    def bytes_of(self, token: int) -> bytes:
+        """What it stands for, which may be part of a character."""
         if not 0 <= token < self.vocab_size:
             return _UNKNOWN
         return self._encoding.decode_single_token_bytes(int(token))
