@@ -125,7 +125,8 @@ def export(pulled: PulledCheckpoint, to: Path) -> PulledCheckpoint:
             f"step {pulled.step} of {pulled.run_id} could not be exported: {said}",
             hint="`--format native` brings the checkpoint as it is",
         )
-    return replace(pulled, path=to, files=_describe(to))
+    notes = (*pulled.warnings, *done.stdout.splitlines())  # as that there is no tokenizer
+    return replace(pulled, path=to, files=_describe(to), warnings=notes)
 
 
 def pull_exported(store: Storage, run_id: str, which: Which, to: Path) -> PulledCheckpoint:

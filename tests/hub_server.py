@@ -1,9 +1,10 @@
 """A small Hub on loopback: the real huggingface_hub and datasets talk to it through HF_ENDPOINT.
 
-It speaks the part of the Hub's API that reading data sets takes: a repository at a revision, its
-tree with sizes and LFS hashes, `paths-info`, `auth-check`, and `resolve` with HEAD, ranges and
-ETags, where large files redirect to another path, as to the Hub's CDN. It has no Xet storage, so
-that clients fetch by plain HTTP. It can be told to fail: `inject(Fault(...))`.
+It speaks the part of the Hub's API that reading data sets and models takes: a repository at a
+revision, its tree with sizes and LFS hashes, `paths-info`, `auth-check`, and `resolve` with HEAD,
+ranges and ETags, where large files redirect to another path, as to the Hub's CDN. Models can be
+published to it, too: `tests/hub_writes.py`. It has no Xet storage, so that clients fetch and send
+by plain HTTP. It can be told to fail: `inject(Fault(...))`.
 """
 
 import fnmatch
@@ -26,15 +27,17 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import huggingface_hub
 import pytest
 
+from tests.hub_writes import MODELS, Account, HubWrites, RefusalError
+
 LOOPBACK = "127.0.0.1"
-LFS_SUFFIXES = {".parquet", ".bin", ".npy", ".gz", ".zst"}
+LFS_SUFFIXES = {".parquet", ".bin", ".npy", ".gz", ".zst", ".safetensors"}
 SMALL_CHUNK_BYTES = 4096
 CHUNK_BYTES = 1 << 20
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
-_OF_DATASET = re.compile(r"/api/datasets/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.*))?)?)?")
-_RESOLVE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-_LFS = re.compile(r"/lfs/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)")
+_OF_REPO = re.compile(r"/api/(datasets|models)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.*))?)?)?")
+_RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_LFS = re.compile(r"/lfs/((?:models/)?[^/]+/[^/]+)/([0-9a-f]{40})/(.+)")
 
 
 @dataclass(kw_only=True)
@@ -81,13 +84,19 @@ class _Repository:
 
 
 class HubServer:
-    """Data set repositories under `folder`, one folder a commit: `owner/name/COMMIT/...`."""
+    """Repositories under `folder`, one folder a commit: `owner/name/COMMIT/...`.
+
+    Those of models are called `models/owner/name`.
+    """
 
     def __init__(self, folder: Path, *, page_size: int = 1000) -> None:
         self.requests: list[Request] = []
         self.page_size = page_size
         """Entries on one page of a tree."""
         self._folder = folder
+        self.writes = HubWrites(
+            self, folder / "uploads", is_large=lambda name: Path(name).suffix in LFS_SUFFIXES
+        )
         self._repositories: dict[str, _Repository] = {}
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
@@ -139,6 +148,10 @@ class HubServer:
         repository.commits.append(commit)
         repository.revisions[revision] = commit
         return commit
+
+    def sign_up(self, token: str, account: Account) -> None:
+        """Who publishes with this token, and as whom."""
+        self.writes.accounts[token] = account
 
     def gate(self, repo: str, *allowed_tokens: str) -> None:
         """Anybody sees that it is there; its files go only to the holders of these tokens."""
@@ -211,15 +224,6 @@ class _Server(ThreadingHTTPServer):
         """A client that went away in the middle of an answer is nothing to tell."""
 
 
-class _RefusalError(Exception):
-    """Ends a request: what the Hub says instead of what was asked for."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = {"X-Error-Code": code, "X-Error-Message": message}
-
-
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
@@ -232,6 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
         self._answer()
 
     def log_message(self, *_: Any) -> None:
@@ -254,17 +261,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(self.fault.status, b'{"error":"as it was told"}', self.fault.headers)
             return
         try:
-            if match := _OF_DATASET.fullmatch(path):
-                repo, verb, revision, rest = match.groups()
+            written = self.server.hub.writes.answer(self.command, path, self.token, body)
+            if written is not None:
+                self._send_json(written)
+            elif match := _OF_REPO.fullmatch(path):
+                kind, name, verb, revision, rest = match.groups()
+                repo = name if kind == "datasets" else MODELS + name
                 self._api(repo, verb, unquote(revision or "main"), unquote(rest or ""), body)
             elif match := _RESOLVE.fullmatch(path):
-                self._resolve(match[1], unquote(match[2]), unquote(match[3]))
+                repo = match[2] if match[1] else MODELS + match[2]
+                self._resolve(repo, unquote(match[3]), unquote(match[4]))
             elif match := _LFS.fullmatch(path):
                 file = self.server.hub.tree(match[1], match[2]) / unquote(match[3])
                 self._send_file(file, {"ETag": f'"{_sha256(file)}"'})
             else:
-                raise _RefusalError(404, "", "Not found")
-        except _RefusalError as refusal:
+                raise RefusalError(404, "", "Not found")
+        except RefusalError as refusal:
             text = json.dumps({"error": str(refusal)}).encode()
             self._send(refusal.status, text, refusal.headers)
 
@@ -280,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
             names = sorted(p.relative_to(tree).as_posix() for p in _files(tree))
             gated = repository.allowed_tokens is not None and not repository.private
             info = {
-                "id": repo,
+                "id": repo.removeprefix(MODELS),
                 "sha": commit,
                 "private": repository.private,
                 "gated": "auto" if gated else False,
@@ -291,13 +303,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(info)
         elif verb == "tree":
             if not (tree / rest).is_dir():
-                raise _RefusalError(404, "EntryNotFound", f"{rest} does not exist on {revision!r}")
+                raise RefusalError(404, "EntryNotFound", f"{rest} does not exist on {revision!r}")
             self._send_tree(tree, rest)
         elif verb == "paths-info":
             paths = [tree / name for name in parse_qs(body.decode()).get("paths", [])]
             self._send_json([_entry(path, tree) for path in paths if path.exists()])
         else:
-            raise _RefusalError(404, "", "Not found")
+            raise RefusalError(404, "", "Not found")
 
     def _send_tree(self, tree: Path, below: str) -> None:
         query = parse_qs(urlsplit(self.path).query)
@@ -318,7 +330,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_gate(repo)
         file = self.server.hub.tree(repo, commit) / name
         if not file.is_file():
-            raise _RefusalError(404, "EntryNotFound", "Entry not found")
+            raise RefusalError(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit}
         if file.suffix not in LFS_SUFFIXES:
             self._send_file(file, headers | {"ETag": f'"{_git_oid(file)}"'})
@@ -332,7 +344,7 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.server.hub.repository(repo)
         hidden = repository is not None and repository.private and not self._is_allowed(repository)
         if repository is None or hidden:
-            raise _RefusalError(404 if self.token else 401, "RepoNotFound", "Repository not found")
+            raise RefusalError(404 if self.token else 401, "RepoNotFound", "Repository not found")
         return repository
 
     def _commit(self, repo: str, revision: str) -> str:
@@ -340,13 +352,13 @@ class _Handler(BaseHTTPRequestHandler):
         if revision in repository.commits:
             return revision
         if revision not in repository.revisions:
-            raise _RefusalError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusalError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repository.revisions[revision]
 
     def _check_gate(self, repo: str) -> None:
         if not self._is_allowed(self._visible(repo)):
             message = f"Access to dataset {repo} is restricted."
-            raise _RefusalError(403 if self.token else 401, "GatedRepo", message)
+            raise RefusalError(403 if self.token else 401, "GatedRepo", message)
 
     def _is_allowed(self, repository: _Repository) -> bool:
         return repository.allowed_tokens is None or self.token in repository.allowed_tokens

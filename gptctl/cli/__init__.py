@@ -49,6 +49,10 @@ COMMANDS = {
     "sample": Command(
         "sample:sample", "Have a run's model write text; what is not given is as its recipe says."
     ),
+    "publish": Command(
+        "publish:publish",
+        "Put a run's model on the Hub, as transformers loads it, with a card of its facts.",
+    ),
     "eval": Command("eval:app", "Score a run's model, on this machine."),
     "data": Command("data:app", "Data sets: list, prepare, verify, remove."),
     "recipes": Command("recipes:app", "List the recipes, or show one."),
