@@ -38,6 +38,8 @@ bench: install  ## what the README claims about speed; wants an idle machine
 	$(BIN)/python bench/checkpoint_stall.py --rounds 5
 	$(BIN)/python bench/time_to_loss.py $(TEXT)
 	$(BIN)/python bench/tokenizing.py
+	$(BIN)/python bench/train_step.py
+	$(BIN)/python bench/fast_recipe.py $(TEXTS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -22,6 +22,7 @@ from training.layout import (
     Offer,
     RunJob,
     RunRecord,
+    SlowRank,
     State,
     Status,
     decode,
@@ -85,6 +86,8 @@ class RunView(Struct, frozen=True, kw_only=True):
     shards: int
     lead: Lead | None
     """Of preparation, before training; None where nothing is prepared."""
+    slow_rank: SlowRank | None
+    """The one that held the others up last; None where none does, or the run is over."""
     spent_usd: Decimal
     budget_usd: Decimal | None
     max_hours: float | None
@@ -293,6 +296,7 @@ def view_run(
         mfu=status.mfu,
         shards=status.shards,
         lead=None if status.is_over else status.lead,
+        slow_rank=None if status.is_over else status.slow_rank,
         spent_usd=status.spent_usd,
         budget_usd=status.budget_usd,
         max_hours=status.max_hours,

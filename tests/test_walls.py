@@ -20,12 +20,15 @@ ROOT = Path(__file__).parents[1]
 SHARED = (
     *("errors", "config", "layout", "manifest", "storage", "storage_*", "schedule", "events"),
     *("flops", "preparation", "dataset_store", "hub", "hub_asking", "hellaswag_published"),
+    *("reference", "summary"),
 )
 # What trains, or looks at what trains. Everything else runs beside torch, or without it.
 NEEDS_TORCH = (
     *("train", "model", "data", "optimizer", "distributed", "checkpoint", "evaluate", "peaks"),
     *("sample", "export", "ranks", "all_reduce", "device_check", "gpu_check", "batch_size"),
-    *("hellaswag_score", "hellaswag_run", "eval_hellaswag"),
+    *("hellaswag_score", "hellaswag_run", "eval_hellaswag", "sample_run"),
+    *("head", "data_wait", "measurements", "memory_trial", "slow_rank"),
+    *("checkpoint_contents", "checkpoint_files"),
 )
 # Who alone may name a foreign package, by file.
 OWNERS = {

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from training.errors import TrainingError
 from training.processes import available_cores
 
 T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=1)
+"""Of a collective. Far longer than the supervisor waits, who first looks where all ranks stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +130,9 @@ def join_ranks(device: Literal["cpu", "cuda"]) -> Iterator[Ranks]:
         return
     if device == "cuda":
         # Told its device, nccl connects at once, and never has to guess it from the rank.
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=ranks.device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=ranks.device, timeout=TIMEOUT)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield _join_groups(ranks)
     finally:
@@ -144,7 +148,10 @@ def _join_groups(ranks: Ranks) -> Ranks:
     def mine(groups: list[list[int]], backend: str | None = None) -> dist.ProcessGroup | None:
         if len(groups[0]) == 1:
             return None
-        made = {tuple(members): dist.new_group(members, backend=backend) for members in groups}
+        made = {
+            tuple(members): dist.new_group(members, timeout=TIMEOUT, backend=backend)
+            for members in groups
+        }
         group: dist.ProcessGroup = next(made[members] for members in made if ranks.rank in members)
         return group
 

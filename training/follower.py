@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from training import stacks
 from training.check import check_node, list_gpus
 from training.cluster import CHECK, DEFAULT_PORT, TRAIN, Cluster, make_cluster
 from training.errors import (
@@ -61,6 +62,8 @@ class Follower:
         self.offset = CHECK
         """Of the stage that the ranks were last started for."""
         self.ended_at: float | None = None
+        self.has_told_stacks = False
+        """Of a hang that the head still speaks of."""
         self.prepare: Stage | None = None
         self.prepare_life = 0
         self.is_fault_told = False
@@ -77,6 +80,7 @@ class Follower:
                     return 0
                 if news is not None and self.watch.is_alive(news):
                     self.follow(news)
+                    self.tell_stacks(news)
                 self.notice_ends()
                 if not self.is_running and self.watch.silence_s > SILENCE_S:
                     why = self.watch.trouble or "its heartbeat stands still"
@@ -137,6 +141,16 @@ class Follower:
         settings = self.cluster.thread_settings()
         self.ranks = self.start(stage, self.cluster.torchrun(offset, *program), **settings)
         self.life, self.offset, self.ended_at = life, offset, None
+
+    def tell_stacks(self, news: News) -> None:
+        """Where the ranks stand that hang with the head's: it waits some seconds for this."""
+        is_new = news.is_stalled and not self.has_told_stacks
+        self.has_told_stacks = news.is_stalled
+        if not is_new or (self.life, self.offset) != (news.life, TRAIN + news.deaths):
+            return
+        if self.ranks is not None and self.is_running:
+            pids = self.ranks.rank_pids(uses_torchrun=self.cluster.uses_torchrun)
+            self.say(stacks.ask_stacks(self.paths.folder, pids, why="the head says that we hang"))
 
     def have_data(self, life: int) -> None:
         """Start preparing it, once; again where it failed in an earlier life of the run."""

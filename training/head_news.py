@@ -31,20 +31,25 @@ class News(Struct, frozen=True, kw_only=True):
     """The GPUs of all nodes have been checked in this life."""
     is_open: bool
     """Training has not begun since it last died: its group can still be joined."""
+    is_stalled: bool = False
+    """Training hangs, and will be killed in some seconds."""
 
 
 def make_news(status: Status, events: Iterable[dict[str, Any]]) -> News:
-    life, deaths, is_checked, is_open = status.life, 0, False, True
+    life, deaths, is_checked, is_open, is_stalled = status.life, 0, False, True, False
     for event in events:
         match event["event"]:
             case "life_started":
                 life, deaths, is_checked, is_open = event["life"], 0, False, True
+                is_stalled = False
             case "phase_started":
                 is_checked = is_checked or event["phase"] in ("preparing", "training")
             case "training_started" | "training_resumed":
                 is_open = False
+            case "training_stalled":
+                is_stalled = True
             case "training_died":
-                deaths, is_open = deaths + 1, True
+                deaths, is_open, is_stalled = deaths + 1, True, False
     return News(
         state=status.state,
         updated_at=status.updated_at,
@@ -53,6 +58,7 @@ def make_news(status: Status, events: Iterable[dict[str, Any]]) -> News:
         deaths=deaths,
         is_checked=is_checked,
         is_open=is_open,
+        is_stalled=is_stalled,
     )
 
 

@@ -131,7 +131,7 @@ class Journal:
             state=self.state,
             phase=self.phase,
             life=self.life,
-            steps=self._record.recipe.train.steps,
+            steps=self.progress.last_step or self._record.recipe.train.steps,
             bill=self.meter.bill,
             budget_usd=self._limits.budget_usd,
             max_hours=self._limits.max_hours,

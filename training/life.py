@@ -6,12 +6,14 @@ run's goal, its budget, its deadline, a SIGTERM or a fault.
 
 import time
 from concurrent.futures import wait
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from training import stacks
 from training.background import in_background
 from training.check import check_node, raise_if_full
-from training.cluster import CHECK, JOIN_TIMEOUT_S, TRAIN
+from training.cluster import CHECK, JOIN_TIMEOUT_S, OUT_OF_MEMORY, TRAIN
 from training.errors import StorageError, TrainingError
 from training.events import parse_lines
 from training.journal import Journal
@@ -32,10 +34,12 @@ from training.processes import StopFlag
 from training.progress import Heartbeat
 from training.race import Race
 from training.reserve import REQUESTS_S, first_reserve
+from training.restarts import Death, give_up
 from training.setup import take_failure
 from training.sources import dataset_folder_key
 from training.stages import Stage
 from training.storage import Storage
+from training.summary import write_summary
 from training.sync import Sync
 from training.wall import Wall
 
@@ -169,22 +173,18 @@ class Life:
         # A folder on this machine has no need of what is in the working folder already.
         prepare = self.start_preparing(sends=self.is_remote)
         self.journal.race = Race(dataset, self.recipe)
-        died_at: list[int] = []
+        deaths: list[Death] = []
         while True:
-            training = self.start_training(dataset, deaths=len(died_at))
-            outcome = self.watch(training, prepare)
-            if outcome is not None:
-                return outcome
+            training = self.start_training(dataset, deaths=len(deaths))
+            ended = self.watch(training, prepare)
+            if isinstance(ended, Outcome):
+                return ended
             raise_if_full(self.record, self.root)
-            died_at.append(self.progress.step)
-            self.journal.event("training_died", step=died_at[-1])
-            if len(died_at) > self.recipe.node.max_restarts or died_at[-1] in died_at[:-1]:
-                again = "again at the same step" if died_at[-1] in died_at[:-1] else "once more"
-                return Outcome.failed(
-                    "crashed",
-                    f"training died at step {died_at[-1]}, {again} ({len(died_at) - 1} restarts)",
-                    f"`gptctl logs {self.record.run_id} --stage train` shows its last words",
-                )
+            deaths.append(ended)
+            self.journal.event("training_died", step=ended.step, cause=ended.cause)
+            limit, run_id = self.recipe.node.max_restarts, self.record.run_id
+            if outcome := give_up(deaths, max_restarts=limit, run_id=run_id):
+                return outcome
 
     def fetch_checkpoint(self) -> str | None:
         """Bring back the newest checkpoint; the reason to stop that came before it was here.
@@ -202,8 +202,8 @@ class Life:
             self.journal.say(f"passed over: {why}")
         return None
 
-    def watch(self, training: Stage, prepare: Stage) -> Outcome | None:
-        """Until training ends: how the run ended with it, or None where it is worth a restart."""
+    def watch(self, training: Stage, prepare: Stage) -> Outcome | Death:
+        """Until training ends: how the run ended with it, or what may be worth a restart."""
         stop_reason: str | None = None
         is_cut_off = False
         asked_at = 0.0
@@ -226,27 +226,55 @@ class Life:
                 training.kill()
             else:
                 training.ask_to_stop(ranks=self.cluster.uses_torchrun)
-            silence_s = self.heartbeat.silence_s(time.monotonic())
-            if training.exit_code is None and silence_s > self.recipe.node.stall_after_s:
+            if is_hung := self.is_hung(training):
+                self.tell_stacks(training)
+                is_hung = self.is_hung(training)  # it may have come to itself, or died
+            if is_hung:
+                is_cut_off = stop_reason is not None
                 training.kill()
-                return Outcome.failed(
-                    "stalled",
-                    f"training gave no sign of life for {silence_s:.0f} s "
-                    f"at step {self.progress.step} and was killed; its last checkpoint is safe",
-                    "a hung collective or a sick GPU; "
-                    f"`gptctl launch --resume {self.record.run_id}` goes on from the checkpoint",
-                )
             if (code := training.exit_code) is not None:
                 self.journal.tick()
                 outcome = judge_exit(
                     code,
                     is_complete=self.progress.step >= self.recipe.train.steps,
-                    is_at_target=self.progress.is_at_target,
+                    is_at_target=self.progress.has_reached_target,
                     stop_reason=stop_reason,
                     error=self.progress.error,
                     run_id=self.record.run_id,
                 )
-                return self.tell_cut_off(outcome) if outcome and is_cut_off else outcome
+                if outcome is None:
+                    return self.find_cause(code, is_hung=is_hung)
+                return self.tell_cut_off(outcome) if is_cut_off else outcome
+
+    def is_hung(self, training: Stage) -> bool:
+        silence_s = self.heartbeat.silence_s(time.monotonic())
+        return training.exit_code is None and silence_s > self.recipe.node.stall_after_s
+
+    def tell_stacks(self, training: Stage) -> None:
+        """Save where each rank stands; wait for other nodes to look at theirs, once they hear."""
+        step, log = self.progress.step, self.paths.log("stacks")
+        silence_s = self.heartbeat.silence_s(time.monotonic())
+        self.journal.event("training_stalled", step=step, silence_s=silence_s, log=log.name)
+        why = f"no sign of life for {silence_s:.0f} s, at step {step}"
+        self.journal.say(f"{why}: where the ranks stand is in {log.name}")
+        pids = training.rank_pids(uses_torchrun=self.cluster.uses_torchrun)
+        text = stacks.ask_stacks(self.paths.folder, pids, why=why)
+        with suppress(OSError), log.open("a") as file:  # the disk may be full
+            file.write(text)
+        others_s = 2 * self.heartbeat_s + stacks.ANSWER_TIMEOUT_S
+        deadline = time.monotonic() + (others_s if self.cluster.node_count > 1 else 0.0)
+        while self.is_hung(training) and time.monotonic() < deadline and not self.reason_to_stop():
+            time.sleep(TICK_S)
+            self.journal.tick()
+
+    def find_cause(self, exit_code: int, *, is_hung: bool) -> Death:
+        step, missed = self.progress.step, self.progress.out_of_memory
+        if is_hung:
+            return Death(step=step, cause="stalled")
+        if exit_code != OUT_OF_MEMORY and missed is None:
+            return Death(step=step)
+        size = missed["micro_batch_size"] if missed else None
+        return Death(step=step, cause="out_of_memory", micro_batch_size=size)
 
     def is_last_call(self, asked_at: float) -> bool:
         """Whether what was asked to stop then has had all the time that there is."""
@@ -304,6 +332,7 @@ class Life:
             if outcome.state != "failed":  # else the first fault is what the user must hear of
                 outcome = Outcome.failed(type(error).__name__, error.message, error.hint)
         status = self.journal.close(outcome, teardown_s=self.machine.teardown_s)
+        write_summary(self.paths, self.record, status)
         self.sync.close(status, timeout_s=LAST_WORD_S)
         if is_sent:
             for step in committed_checkpoints(self.paths.checkpoints):

@@ -14,6 +14,7 @@ REASONS = {
     "CheckpointError": "checkpoint",
     "NotFiniteError": "not_finite",
     "NoSpaceError": "no_space",
+    "OutOfMemoryError": "out_of_memory",
     "StorageError": "store",
     "ObjectNotFoundError": "store",
     "ObjectDamagedError": "store",

@@ -1,5 +1,6 @@
 """Processes that end when they are asked to, and do not outlive the one that started them."""
 
+import atexit
 import ctypes
 import fcntl
 import os
@@ -17,11 +18,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 class StopFlag:
-    """Set by SIGTERM, for a loop to read where it can stop."""
+    """Set by SIGTERM, for a loop to read where it can stop.
+
+    A process that is on its way out is not told again: Python takes its handlers down while it
+    ends, and what has saved and left well would seem to have been killed.
+    """
 
     def __init__(self) -> None:
         self.is_set = False
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "is_set", True))
+        atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:

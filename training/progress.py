@@ -5,8 +5,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import msgspec
+
 from training.events import Tail
-from training.layout import RunPaths, Status
+from training.layout import RunPaths, SlowRank, Status
 from training.race import Pace
 
 
@@ -33,6 +35,10 @@ class Progress:
         self._metrics = Tail(self._paths.metrics)
         self.is_training = False
         self.is_waiting = False
+        self.slow_rank: SlowRank | None = None
+        self.out_of_memory: dict[str, Any] | None = None
+        self.last_step: int | None = None
+        """Of the run, where a target has started the cool-down; else its recipe's."""
         self.step = 0
         self.tokens = 0
         self.loss: float | None = None
@@ -49,6 +55,11 @@ class Progress:
         if not (self.step and self.tokens_per_sec):
             return self.evaluation_s
         return self.evaluation_s + self.tokens / self.step / self.tokens_per_sec
+
+    @property
+    def has_reached_target(self) -> bool:
+        """And is done with what a target starts."""
+        return self.step >= self.last_step if self.last_step is not None else self.is_at_target
 
     def read(self) -> None:
         for event in self._events.read():
@@ -74,6 +85,7 @@ class Progress:
             tokens_per_sec=self.tokens_per_sec,
             mfu=self.mfu,
             shards=self.shards,
+            slow_rank=self.slow_rank,
             updated_at=datetime.now(UTC),
             **fields,
         )
@@ -92,7 +104,7 @@ class Progress:
             case "checkpoint_saved":
                 self.save_s = max(self.save_s, event["stall_s"] + event["write_s"])
                 self._set_aside("checkpoints", event["stall_s"])  # it is written beside training
-            case "evaluated":
+            case "evaluated" | "sampled":
                 self._set_aside("evaluation", event["seconds"])
             case "hellaswag_scored":
                 self.hellaswag_missing = None
@@ -109,6 +121,12 @@ class Progress:
                 self._set_aside("waiting_for_data", event["seconds"])
             case "target_reached":
                 self.is_at_target = True
+            case "cooldown_started":
+                self.last_step = event["last_step"]
+            case "slow_rank":
+                self.slow_rank = msgspec.convert(event, SlowRank)
+            case "out_of_memory":
+                self.out_of_memory = event
             case "error" if self.error is None:
                 self.error = event
 

@@ -4,16 +4,20 @@ import os
 import sys
 
 from torch.distributed import DistError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
-from training.cluster import JOIN_TIMEOUT_S, NODES_MISSING, interface_towards
+from training.cluster import JOIN_TIMEOUT_S, NODES_MISSING, OUT_OF_MEMORY, interface_towards
 from training.processes import PARENT_PID, end_with_parent
 
 HEAD = "--master-addr"
 
 
 def run(arguments: list[str]) -> str | int | None:
-    """Raises torch's ChildFailedError, which names the rank that failed first."""
+    """The exit code, which says more than torchrun's own where a rank ran out of memory.
+
+    Raises torch's ChildFailedError, which names the rank that failed first.
+    """
     if HEAD in arguments:
         head = arguments[arguments.index(HEAD) + 1]
         if interface := interface_towards(head):
@@ -21,6 +25,11 @@ def run(arguments: list[str]) -> str | int | None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
         main(arguments)
+    except ChildFailedError as error:
+        if any(failure.exitcode == OUT_OF_MEMORY for failure in error.failures.values()):
+            print(error, file=sys.stderr)
+            return OUT_OF_MEMORY
+        raise
     except DistError as error:
         print(
             f"error: the nodes did not meet within {JOIN_TIMEOUT_S} s: {error}\n"

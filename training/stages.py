@@ -44,9 +44,15 @@ class Stage:
         it would where one of them died of being asked again on its way out. So each is asked
         once, also where this is called again for ranks that were not there yet.
         """
-        pids = self._children() if ranks else [self._process.pid]
+        pids = self.rank_pids(uses_torchrun=ranks)
         self._signal(signal.SIGTERM, [pid for pid in pids if pid not in self._asked])
         self._asked.update(pids)
+
+    def rank_pids(self, *, uses_torchrun: bool) -> list[int]:
+        """Process ids of what trains: torchrun's children, or the program itself."""
+        if self.exit_code is not None:
+            return []
+        return self._children() if uses_torchrun else [self._process.pid]
 
     def kill(self) -> None:
         """SIGKILL, to everything below it too."""

@@ -136,9 +136,7 @@ class Trainer:
         self.replica: nn.Module = self.model
         if ranks.world_size > 1:
             # The buckets of gradients travel while the blocks before are still in backward.
-            self.replica = DistributedDataParallel(
-                self.model, gradient_as_bucket_view=True, broadcast_buffers=False
-            )
+            self.replica = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
     def run(self) -> bool:
         """Train to the last step, or to a stop; leave a committed checkpoint behind.

@@ -19,6 +19,7 @@ from gptctl.cli.render import (
     duration,
     hellaswag_of,
     number,
+    slow_rank_of,
     spending,
     state_of,
 )
@@ -99,6 +100,8 @@ def progress_line(view: RunView) -> str:
     ]
     if view.lead and not view.lead.is_done:
         parts.append(f"data {describe_lead(view.lead)}")
+    if view.slow_rank is not None:
+        parts.append(f"rank {view.slow_rank.rank} is slow")
     return "  ".join(parts) + (f"  ({view.message})" if view.message else "")
 
 
@@ -140,6 +143,8 @@ def live_view(view: RunView, curves: Curves) -> Group:
         parts.append(Text(f"{counted(view.shards, 'shard')} written; no loss measured yet"))
     if told := hellaswag_of(view):
         parts.append(Text(f"HellaSwag {told}"))
+    if told := slow_rank_of(view):
+        parts.append(Text(f"slow: {told}"))
     if view.lead and not view.lead.is_done:
         parts.append(Text(f"data: {describe_lead(view.lead)}"))
     if view.message:

@@ -246,6 +246,14 @@ def hellaswag_of(view: RunView) -> str:
     return "; ".join(parts)
 
 
+def slow_rank_of(view: RunView) -> str:
+    """`rank 5, on node 0: 0.412 s a forward pass, the others 0.301 s`; empty where none is."""
+    if (slow := view.slow_rank) is None:
+        return ""
+    where = f"rank {slow.rank}, on node {slow.node}"
+    return f"{where}: {slow.seconds:.3f} s a forward pass, the others {slow.median_s:.3f} s"
+
+
 def describe_step(view: RunView) -> str:
     """`step 120 of 400`; of a run that only prepares data, how far that is."""
     if view.job == "prepare":
@@ -305,6 +313,7 @@ def run_details(view: RunView) -> Table:
     )
     rows = (
         ("HellaSwag", hellaswag_of(view)),
+        ("slow rank", slow_rank_of(view)),
         ("message", view.message),
         ("hint", view.hint),
     )

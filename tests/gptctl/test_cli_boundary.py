@@ -28,6 +28,7 @@ from training.errors import (
     ObjectDamagedError,
     ObjectExistsError,
     ObjectNotFoundError,
+    OutOfMemoryError,
     StorageError,
     StorageUnavailableError,
     TrainingError,
@@ -65,6 +66,7 @@ EXIT_CODES = {
     DataError: 4,
     CheckpointError: 4,
     NotFiniteError: 4,
+    OutOfMemoryError: 4,
     NoSpaceError: 4,
     StorageError: 7,
     ObjectNotFoundError: 7,
@@ -191,7 +193,7 @@ def test_recipes_lists_all_with_size_hardware_and_dated_price(capsys: Capture) -
     assert main(["recipes"]) == 0
     out, err = capsys.readouterr()
     assert all(name in out for name in recipe_names())
-    [line] = [line for line in out.splitlines() if line.startswith("gpt2-124m")]
+    [line] = [line for line in out.splitlines() if line.split()[:1] == ["gpt2-124m"]]
     for word in ("124M", "9.89B", "A100-80GB:8", "1.6", "$35, 2026-11-21"):
         assert word in line
     assert "gptctl launch" in err

@@ -146,7 +146,7 @@ def test_run_may_be_named_by_its_beginning_if_no_other_begins_so(ended, call_jso
         (
             ["logs", RUN, "--stage", "trian", "--follow"],
             2,
-            "check, prepare, train, sample",
+            "check, prepare, train, stacks, sample",
         ),
         (["pull-checkpoint", RUN, "--to", "x", "--step", "17"], 6, "it has step 80, 100"),
         (["pull-checkpoint", RUN, "--to", "x", "--step", "banana"], 2, "`latest` or `best`"),

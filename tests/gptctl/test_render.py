@@ -22,7 +22,7 @@ from gptctl.report import Curves, cost_of
 from gptctl.runs import view_run
 from tests.gptctl.run_folder import NOW, OFFER, RECIPE, make_record, make_status
 from training.errors import StorageUnavailableError
-from training.layout import Lead
+from training.layout import Lead, SlowRank
 
 CURVES = Curves(
     train=tuple((step, 5.0 - step / 50) for step in range(100)), val=((0, 5.0), (50, 4.1))
@@ -243,6 +243,17 @@ def test_a_hellaswag_score_and_its_absence_are_shown():
     assert "HellaSwag" not in text_of(run_details(view()))
     assert "HellaSwag acc_norm 0.2955" in text_of(live_view(scored, CURVES))
     assert "no score: the Hub is away" in text_of(live_view(missing, CURVES))
+
+
+def test_a_slow_rank_is_named_while_the_run_goes_on():
+    slow = SlowRank(rank=13, node=1, seconds=0.412, median_s=0.3)
+
+    told = "rank 13, on node 1: 0.412 s a forward pass, the others 0.300 s"
+    assert told in text_of(run_details(view(slow_rank=slow)))
+    assert told in text_of(live_view(view(slow_rank=slow), CURVES))
+    assert "rank 13 is slow" in progress_line(view(slow_rank=slow))
+    assert "slow" not in text_of(run_details(view(slow_rank=slow, state="succeeded")))
+    assert "slow" not in text_of(run_details(view()))
 
 
 def test_a_hellaswag_score_stands_beside_that_of_the_reference():

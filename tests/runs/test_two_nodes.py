@@ -235,3 +235,27 @@ def test_data_that_a_follower_cannot_prepare_fails_the_run_with_its_reason(nodes
     assert status.message is not None
     assert status.message.startswith("node 1: "), nodes.told()
     assert codes == [1, 0]
+
+
+def test_a_rank_that_hangs_is_shown_on_its_own_node_and_all_begin_again(nodes: Nodes) -> None:
+    nodes.record(
+        train={"steps": 400},
+        checkpoint={"every": 20},
+        eval={"every": 100},
+        node={"stall_after_s": 30.0},
+    )
+    nodes.start(0)
+    nodes.start(1)
+    nodes.wait(lambda: len(nodes.metrics()) > 30)
+    (stopped,) = nodes.ranks(1)
+    (waiting,) = nodes.ranks(0)
+    stopped.suspend()
+    status, codes = nodes.wait_for_end(timeout_s=150)
+    assert (status.state, status.step, codes) == ("succeeded", 400, [0, 0]), nodes.told()
+    (died,) = nodes.events("training_died")
+    (resumed,) = nodes.events("training_resumed")
+    assert died["cause"] == "stalled"
+    assert died["step"] - 20 <= resumed["step"] <= died["step"]
+    assert f"rank 0 (process {waiting.pid}, " in (nodes.stored / "logs" / "stacks.log").read_text()
+    said = (nodes.home / "node1.log").read_text()
+    assert f"rank 1 (process {stopped.pid}, stopped):\nno answer" in said

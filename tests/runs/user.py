@@ -157,6 +157,10 @@ class User:
         found = (self.folder(run_id) / "checkpoints").glob("step-*/manifest.json")
         return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
 
+    def checkpoint(self, run_id: str, step: int) -> Path:
+        """Its folder in a store that is a folder."""
+        return self.folder(run_id) / "checkpoints" / f"step-{step:08d}"
+
     def processes(self, run_id: str = "", program: str = "") -> list[psutil.Process]:
         """Everything of this user's node that is alive, or one kind of program of one run."""
         found = []

@@ -36,8 +36,8 @@ def phase(name: str) -> dict[str, Any]:
     return {"event": "phase_started", "phase": name}
 
 
-STARTED, RESUMED, DIED = (
-    {"event": f"training_{verb}", "step": 1} for verb in ("started", "resumed", "died")
+STARTED, RESUMED, STALLED, DIED = (
+    {"event": f"training_{verb}", "step": 1} for verb in ("started", "resumed", "stalled", "died")
 )
 
 
@@ -59,6 +59,17 @@ def test_news_are_of_the_newest_life(
 ) -> None:
     news = make_news(make_status(), events)
     assert (news.life, news.deaths, news.is_checked, news.is_open) == expected
+
+
+@pytest.mark.parametrize(
+    ("events", "is_stalled"),
+    [([STARTED], False), ([STARTED, STALLED], True), ([STARTED, STALLED, DIED], False)],
+)
+def test_training_hangs_from_when_the_head_says_so_until_it_is_killed(
+    events: list[dict[str, Any]], is_stalled: bool
+) -> None:
+    assert make_news(make_status(), [life(2), *events]).is_stalled == is_stalled
+    assert not make_news(make_status(), [life(1), *events, life(2)]).is_stalled
 
 
 def test_a_run_that_is_over_is_told(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ while True:
     assert log.read_text().count("asked") == 1
 
 
+def test_a_sigterm_that_comes_as_a_process_ends_changes_nothing() -> None:
+    code = """
+import os, signal
+from training.processes import StopFlag
+
+class LastWord:  # taken down with the module, after Python's signal handlers
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+        kill(pid, number)
+
+stop, last = StopFlag(), LastWord()
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_killing_a_stage_takes_what_it_started_with_it(tmp_path: Path) -> None:
     body = f"""
 import subprocess, sys

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from training.events import append_event, append_line
-from training.layout import RunPaths
+from training.layout import RunPaths, SlowRank
 from training.progress import Heartbeat, Progress
 
 
@@ -113,3 +113,45 @@ def test_a_hellaswag_score_is_the_newest_and_why_there_is_none_is_told(paths: Ru
     assert told() == (0.3, "told to end")
     assert progress.take_asides() == {"evaluation": 2.5}
     assert progress.evaluation_s == 0  # a stop does not wait for it
+
+
+def test_the_slow_rank_is_the_one_named_last_since_training_began(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    for rank in (3, 5):
+        append_event(paths.events, "slow_rank", rank=rank, node=0, seconds=0.4, median_s=0.2)
+    progress.read()
+    assert progress.slow_rank == SlowRank(rank=5, node=0, seconds=0.4, median_s=0.2)
+    append_event(paths.events, "training_resumed", step=1)
+    progress.read()
+    assert progress.slow_rank is None
+
+
+def test_a_target_is_reached_when_the_cool_down_that_it_started_is_over(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    append_event(paths.events, "training_resumed", step=1)
+    append_event(paths.events, "cooldown_started", step=1, last_step=3)
+    write_step(paths, 2)
+    progress.read()
+    assert (progress.last_step, progress.has_reached_target) == (3, False)
+    write_step(paths, 3)
+    progress.read()
+    assert progress.has_reached_target
+
+
+def test_a_target_without_a_cool_down_is_reached_at_once(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    assert not progress.has_reached_target
+    append_event(paths.events, "target_reached", step=1)
+    progress.read()
+    assert (progress.last_step, progress.has_reached_target) == (None, True)
+
+
+def test_what_did_not_fit_is_known_until_training_begins_anew(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    append_event(paths.events, "out_of_memory", rank=1, micro_batch_size=8)
+    progress.read()
+    assert progress.out_of_memory is not None
+    assert progress.out_of_memory["micro_batch_size"] == 8
+    progress.restart()
+    progress.read()
+    assert progress.out_of_memory is None

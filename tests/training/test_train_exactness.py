@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.checkpoints import read_tensors
 from tests.tiny import make_dataset, make_recipe, make_record, make_run
 from tests.training.test_train import events, final_tensors, metrics, start, train, wait_for_step
 from training.cluster import OUT_OF_MEMORY
@@ -217,3 +218,45 @@ def test_memory_that_runs_out_later_is_told_and_half_of_it_is_tried_next(tmp_pat
     assert "ran out of memory with a micro-batch of 512" in errors.decode()
     train(tmp_path, recipe(2))
     assert events(paths, "batch_chosen")[-1]["micro_batch_size"] == 256
+
+
+SICK_RANK = """
+import os, sys
+import training.train
+from training.model import GPT
+healthy, passes = GPT.forward, 0
+def forward(self, *arguments, **options):
+    global passes
+    passes += 1
+    loss = healthy(self, *arguments, **options)
+    return loss * float("nan") if os.environ["RANK"] == "1" and passes > 30 else loss
+GPT.forward = forward
+sys.exit(training.train.main(sys.argv[1:]))
+"""
+
+
+def test_a_rank_that_computes_nonsense_is_named_and_nothing_of_it_is_saved(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 100, "log_every": 5}, checkpoint={"every": 3})
+    paths = make_run(tmp_path, make_record(recipe, ranks=2))
+    make_dataset(tmp_path / "data", recipe)
+    program = tmp_path / "sick.py"
+    program.write_text(SICK_RANK)
+    ranks = ["--standalone", "--nproc-per-node", "2", str(program)]
+    folders = [str(paths.folder), str(tmp_path / "data")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "training.ranks", *ranks, *folders],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 1
+    told = events(paths, "error")
+    assert {event["kind"] for event in told} == {"NotFiniteError"}
+    assert "of 2 ranks only rank 1 had such a loss" in told[0]["message"]
+    assert "sick GPU" in told[0]["hint"]
+    broken = int(told[0]["message"].removeprefix("step ").split(":")[0])
+    saved = committed_checkpoints(paths.checkpoints)
+    assert saved
+    assert saved[-1] < broken
+    tensors = read_tensors(paths.checkpoint(saved[-1]))
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
