@@ -236,7 +236,9 @@ sys.exit(training.train.main(sys.argv[1:]))
 
 
 def test_a_rank_that_computes_nonsense_is_named_and_nothing_of_it_is_saved(tmp_path: Path) -> None:
-    recipe = make_recipe(train={"steps": 100, "log_every": 5}, checkpoint={"every": 3})
+    recipe = make_recipe(
+        train={"steps": 100, "log_every": 5}, checkpoint={"every": 3}, eval={"every": 100}
+    )
     paths = make_run(tmp_path, make_record(recipe, ranks=2))
     make_dataset(tmp_path / "data", recipe)
     program = tmp_path / "sick.py"
