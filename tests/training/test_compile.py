@@ -1,6 +1,7 @@
 """What is compiled, and how often: each shape once, and the results those of eager code."""
 
 from collections.abc import Callable, Iterator
+from shutil import which
 
 import pytest
 import torch
@@ -127,6 +128,7 @@ def gradients(model: GPT, *, autocast: bool = False) -> list[Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_give_the_numbers_of_eager_ones(recompute: bool) -> None:
     eager, model = GPT(SHAPE), GPT(SHAPE, checkpoint_activations=recompute)
