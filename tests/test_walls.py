@@ -223,7 +223,7 @@ def test_quick_commands_load_nothing_heavy(command: str) -> None:
 def test_plan_and_task_of_a_cloud_run_load_neither_skypilot_nor_torch(tmp_path: Path) -> None:
     install(tmp_path, "lambda")
     (tmp_path / "book.txt").write_text("text")
-    command = "launch gpt2-124m --cloud lambda --budget 40 --data book.txt --store s3://bucket/runs"
+    command = "launch gpt2-124m --cloud lambda --budget 41 --data book.txt --store s3://bucket/runs"
     keys = {"AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "secret"}
     env = {**keys, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
 

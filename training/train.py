@@ -256,6 +256,7 @@ class Trainer:
         self.score_hellaswag(step)
         every = self.recipe.sample.every
         if every and step and step % every == 0 and step != self.last_step:
+            self.measurements.settle(step)
             self.samples.write(step)  # the finished model's are written when the run finishes
 
     def evaluate(self, step: int) -> None:

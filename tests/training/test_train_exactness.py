@@ -220,8 +220,8 @@ def test_memory_that_runs_out_later_is_told_and_half_of_it_is_tried_next(tmp_pat
     assert events(paths, "batch_chosen")[-1]["micro_batch_size"] == 256
 
 
-SICK_RANK = """
-import os, sys
+PATCHED = """
+import os, sys, time
 import training.train
 from training.model import GPT
 healthy, passes = GPT.forward, 0
@@ -229,29 +229,49 @@ def forward(self, *arguments, **options):
     global passes
     passes += 1
     loss = healthy(self, *arguments, **options)
-    return loss * float("nan") if os.environ["RANK"] == "1" and passes > 30 else loss
+    {patch}
+    return loss
 GPT.forward = forward
 sys.exit(training.train.main(sys.argv[1:]))
 """
+
+
+def train_with(tmp_path: Path, recipe: Recipe, patch: str) -> tuple[RunPaths, int, str]:
+    """(its paths, exit code, log) of two ranks whose forward passes end with `patch`."""
+    paths = make_run(tmp_path, make_record(recipe, ranks=2))
+    make_dataset(tmp_path / "data", recipe)
+    program = tmp_path / "patched.py"
+    program.write_text(PATCHED.format(patch=patch))
+    ranks = ["--standalone", "--nproc-per-node", "2", str(program)]
+    folders = [str(paths.folder), str(tmp_path / "data")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "training.ranks", *ranks, *folders],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return paths, ran.returncode, ran.stdout
+
+
+def test_a_rank_that_all_wait_for_is_named_once(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 130}, checkpoint={"every": 130}, eval={"every": 130})
+    patch = 'time.sleep(0.02 if os.environ["RANK"] == "1" else 0)'
+    paths, exit_code, log = train_with(tmp_path, recipe, patch)
+    assert exit_code == 0
+    (told,) = events(paths, "slow_rank")
+    assert (told["rank"], told["node"]) == (1, 0)
+    assert told["seconds"] > 0.02
+    assert log.count("rank 1 (device 1 of node 0) is slow") == 1
 
 
 def test_a_rank_that_computes_nonsense_is_named_and_nothing_of_it_is_saved(tmp_path: Path) -> None:
     recipe = make_recipe(
         train={"steps": 100, "log_every": 5}, checkpoint={"every": 3}, eval={"every": 100}
     )
-    paths = make_run(tmp_path, make_record(recipe, ranks=2))
-    make_dataset(tmp_path / "data", recipe)
-    program = tmp_path / "sick.py"
-    program.write_text(SICK_RANK)
-    ranks = ["--standalone", "--nproc-per-node", "2", str(program)]
-    folders = [str(paths.folder), str(tmp_path / "data")]
-    ran = subprocess.run(
-        [sys.executable, "-m", "training.ranks", *ranks, *folders],
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert ran.returncode == 1
+    patch = 'loss = loss * float("nan") if os.environ["RANK"] == "1" and passes > 30 else loss'
+    paths, exit_code, _ = train_with(tmp_path, recipe, patch)
+    assert exit_code == 1
     told = events(paths, "error")
     assert {event["kind"] for event in told} == {"NotFiniteError"}
     assert "of 2 ranks only rank 1 had such a loss" in told[0]["message"]
