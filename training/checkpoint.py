@@ -23,7 +23,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
@@ -39,7 +38,7 @@ from training.checkpoint_contents import (
     read_contents,
     shapes_of,
 )
-from training.checkpoint_files import CommittingWriter, collectives_of, explain
+from training.checkpoint_files import CommittingWriter, KeptStager, collectives_of, explain
 from training.config import Recipe
 from training.distributed import ALONE, Ranks
 from training.errors import CheckpointError
@@ -89,16 +88,7 @@ class CheckpointWriter:
         if ranks.is_first:
             for left_by_a_killed_writer in checkpoints.glob(".*.partial"):
                 shutil.rmtree(left_by_a_killed_writer, ignore_errors=True)
-        is_cuda = ranks.device.type == "cuda"
-        # Keeps its buffers, so that memory is pinned, or touched the first time, only once.
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=is_cuda,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=is_cuda,
-            )
-        )
+        self._stager = KeptStager()
         self._settled: Future[None] | None = None
 
     def save(self, model: GPT, optimizers: Optimizers, state: TrainerState) -> None:

@@ -8,10 +8,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.staging import AsyncStager
 from torch.distributed.checkpoint.storage import WriteResult
 
 from training.errors import NoSpaceError
@@ -29,6 +32,37 @@ class CommittingWriter(HuggingFaceStorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Called on rank 0, after all have written and synced."""
         self._commit()
+
+
+class KeptStager(AsyncStager):
+    """Copies to the host's memory, on CUDA to pinned memory, and keeps it from save to save.
+
+    So memory is pinned, or touched for the first time, only once. torch's own closes itself
+    after a save in some releases (2.11), and could then copy no more.
+    """
+
+    _synchronize_after_execute = False
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def stage(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of exactly these tensors, whole when it returns."""
+        for key, tensor in state_dict.items():
+            if key not in self._buffers:
+                self._buffers[key] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
+                )
+            self._buffers[key].copy_(tensor, non_blocking=True)
+        if any(tensor.is_cuda for tensor in state_dict.values()):
+            torch.cuda.synchronize()
+        return {key: self._buffers[key] for key in state_dict}
+
+    def synchronize_staging(self) -> None:
+        """Nothing: `stage` has waited."""
+
+    def close(self) -> None:
+        self._buffers.clear()
 
 
 def collectives_of(group: ProcessGroup | None) -> dict[str, Any]:
