@@ -70,7 +70,7 @@ def test_without_examples_it_trains_to_the_end_and_says_why_there_is_no_score(
     assert scores(paths) == {}
     skipped = [(e["step"], e["why"]) for e in events(paths, "hellaswag_skipped")]
     assert skipped == [(2, "the Hub is away"), (3, "the Hub is away")]
-    assert committed_checkpoints(paths.checkpoints)[-1] == 2
+    assert committed_checkpoints(paths.checkpoints)[-1] == 3
 
 
 def test_the_finished_model_waits_for_examples_that_are_on_their_way(tmp_path: Path) -> None:
