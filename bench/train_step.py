@@ -123,7 +123,7 @@ def make_ours(setting: Setting) -> Contender:
     )
     optimizers = Optimizers(model, train)
     if setting.is_compiled:
-        model.compile_blocks()
+        model.compile_blocks(with_loss=setting.device.type == "cuda")
 
     def update() -> None:
         clip_gradients(model, train.grad_clip)

@@ -76,16 +76,18 @@ class GPT(nn.Module):
         self._score = score_chunk
         self._initialize(torch.Generator().manual_seed(seed))
 
-    def compile_blocks(self) -> None:
-        """From now on blocks run compiled, and so does what the loss does to logits.
+    def compile_blocks(self, *, with_loss: bool = True) -> None:
+        """From now on blocks run compiled, and `with_loss` what the loss does to logits, too.
 
         All layers share one code, so a start compiles one block, not a model. Each shape is
         compiled once, forward alone (evaluation) and with its backward; sizes never turn
-        dynamic. What must not compile runs under `torch.compiler.set_stance("force_eager")`.
+        dynamic. On a CPU the loss is faster as it is (bench/train_step.py). What must not
+        compile runs under `torch.compiler.set_stance("force_eager")`.
         """
         for block in self.h:
             block.compile(dynamic=False)
-        self._score = torch.compile(score_chunk, dynamic=False)
+        if with_loss:
+            self._score = torch.compile(score_chunk, dynamic=False)
 
     @torch.no_grad()
     def _initialize(self, generator: torch.Generator) -> None:
