@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from msgspec import Struct
 
 from training.config import DataConfig, Recipe
-from training.reference import beside_hellaswag, beside_val_loss
+from training.reference import beside_hellaswag, beside_val_loss, describe_beside
 from training.summary import Figures, Summary
 
 LIBRARY = "transformers"
@@ -130,10 +130,10 @@ def _results(facts: CardFacts) -> list[str]:
         lines.append(f"No validation loss was measured at step {facts.step:,}.")
     else:
         tokens = f"the first {recipe.eval.tokens:,} tokens of its validation shard"
-        beside = _beside(beside_val_loss(recipe, facts.step))
+        beside = describe_beside(beside_val_loss(recipe, facts.step))
         lines.append(f"- Validation loss {at.val_loss:.4f} nats per token, on {tokens}{beside}.")
     if at.hellaswag is not None:
-        beside = _beside(beside_hellaswag(recipe))
+        beside = describe_beside(beside_hellaswag(recipe))
         lines.append(f"- HellaSwag acc_norm {at.hellaswag:.4f}{beside}.")
     if (promised := facts.summary.promised) is not None and promised.val_loss is not None:
         lines.append(
@@ -141,11 +141,6 @@ def _results(facts: CardFacts) -> list[str]:
             f"{promised.val_loss:g}."
         )
     return lines
-
-
-def _beside(others: dict[str, float]) -> str:
-    told = ", ".join(f"{name} {value:.4f}" for name, value in others.items())
-    return f" ({told})" if told else ""
 
 
 def _training(recipe: Recipe) -> dict[str, str]:

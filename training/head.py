@@ -6,8 +6,7 @@ activation, the gradients of `x` and `weight` at once (as in Liger's kernel, Hsu
 In memory there are the logits of one chunk only, and no logit is computed twice.
 
 torch's own `linear_cross_entropy` (2.13) does as much in its chunked form, but it is not in torch
-2.11, knows no ids that only pad the vocabulary, and does not compile; with chunks of its own choice
-it took several times as long on a CPU.
+2.11, knows no ids that only pad the vocabulary, and does not compile.
 """
 
 from collections.abc import Callable

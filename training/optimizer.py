@@ -57,7 +57,6 @@ class Optimizers:
             fused=True,
         )
         self._all.append((adamw, train.max_lr))
-        self._max_lr = train.max_lr
 
     def updates(self, name: str) -> bool:
         """Whether this rank updates the parameter and keeps its state."""
@@ -67,8 +66,8 @@ class Optimizers:
         is_hidden = parameter.dim() == 2 and self._names[parameter].startswith("h.")
         return Muon if self._is_muon and is_hidden else AdamW
 
-    def step(self, lr_factor: float) -> float:
-        """Update the parameters, each optimizer at its peak × `lr_factor`; AdamW's rate.
+    def step(self, lr_factor: float) -> None:
+        """Update the parameters, each optimizer at its peak × `lr_factor`.
 
         Sharded, a collective of the node's ranks: all of them call it.
         """
@@ -79,7 +78,6 @@ class Optimizers:
         for parameter in self._names:
             parameter.grad = None
         self._tell_the_node()
-        return self._max_lr * lr_factor
 
     def _tell_the_node(self) -> None:
         if self._node is None:

@@ -22,6 +22,7 @@ class Progress:
         self.shards = 0
         self.pace = Pace()
         self.evaluation_s = 0.0
+        self.sample_s = 0.0
         self.save_s = 0.0
         self._asides: dict[str, float] = {}
         self.error: dict[str, Any] | None = None
@@ -51,10 +52,11 @@ class Progress:
 
     @property
     def boundary_s(self) -> float:
-        """Longest way to the next step boundary: through an evaluation and a step."""
+        """Longest way to the next step boundary: through an evaluation, samples and a step."""
+        aside_s = self.evaluation_s + self.sample_s
         if not (self.step and self.tokens_per_sec):
-            return self.evaluation_s
-        return self.evaluation_s + self.tokens / self.step / self.tokens_per_sec
+            return aside_s
+        return aside_s + self.tokens / self.step / self.tokens_per_sec
 
     @property
     def has_reached_target(self) -> bool:
@@ -104,7 +106,10 @@ class Progress:
             case "checkpoint_saved":
                 self.save_s = max(self.save_s, event["stall_s"] + event["write_s"])
                 self._set_aside("checkpoints", event["stall_s"])  # it is written beside training
-            case "evaluated" | "sampled":
+            case "sampled":
+                self.sample_s = max(self.sample_s, event["seconds"])
+                self._set_aside("evaluation", event["seconds"])
+            case "evaluated":
                 self._set_aside("evaluation", event["seconds"])
             case "hellaswag_scored":
                 self.hellaswag_missing = None

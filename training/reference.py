@@ -83,6 +83,12 @@ def beside_hellaswag(recipe: Recipe) -> dict[str, float]:
     return llmc | {"GPT-2": gpt2.hellaswag}
 
 
+def describe_beside(others: dict[str, float]) -> str:
+    """After a number: ` (llm.c at this step 3.4312, GPT-2 3.4250)`; nothing where there is none."""
+    told = ", ".join(f"{name} {value:.4f}" for name, value in others.items())
+    return f" ({told})" if told else ""
+
+
 def _is_fineweb(recipe: Recipe) -> bool:
     return recipe.data.source == "fineweb" and recipe.data.config in SAMPLES
 

@@ -17,7 +17,7 @@ from training.errors import TrainingError
 from training.layout import write_atomic
 from training.model import GPT
 from training.processes import end_with_parent
-from training.tokenizer import open_tokenizer
+from training.tokenizer import Tokenizer, open_tokenizer
 
 SEPARATOR = "-" * 72
 
@@ -62,7 +62,31 @@ def sample(
     model = GPT(recipe.model)
     load_model(checkpoint, model)
     model.to(device).eval()
-    tokenizer = open_tokenizer(recipe.data.tokenizer)
+    return write_texts(
+        model,
+        open_tokenizer(recipe.data.tokenizer),
+        prompt=prompt,
+        count=count,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+
+
+def write_texts(
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    prompt: str,
+    count: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> list[str]:
+    """`count` texts that begin with `prompt`, by a model in its evaluation mode, on its device."""
+    device = model.wte.weight.device
     # Documents begin with end-of-text, so a text does too.
     ids = [tokenizer.end_of_text, *tokenizer.encode(prompt).tolist()]
     tokens = generate(

@@ -16,7 +16,7 @@ from training.distributed import Ranks
 from training.errors import TrainingError
 from training.layout import RunPaths, checkpoint_name, write_atomic
 from training.model import GPT
-from training.sample import SEPARATOR, generate
+from training.sample import SEPARATOR, write_texts
 from training.telemetry import Telemetry
 from training.tokenizer import open_tokenizer
 
@@ -54,26 +54,24 @@ class RunSamples:
             self.telemetry.say("  " + _for_a_log(text).replace("\n", "\n  "))
 
     def _generate(self) -> list[str]:
-        settings, device = self.recipe.sample, self.ranks.device
-        tokenizer = open_tokenizer(self.recipe.data.tokenizer)
-        # Documents begin with end-of-text, so a text does too.
-        ids = [tokenizer.end_of_text, *tokenizer.encode(settings.prompt).tolist()]
+        settings = self.recipe.sample
         is_training = self.model.training
         self.model.eval()
         try:
             # Every text is one token longer than the last: compiled, each length would be new.
             with torch.compiler.set_stance("force_eager"), self.autocast():
-                tokens = generate(
+                return write_texts(
                     self.model,
-                    torch.tensor([ids] * settings.count, device=device),
+                    open_tokenizer(self.recipe.data.tokenizer),
+                    prompt=settings.prompt,
+                    count=settings.count,
                     max_new_tokens=settings.max_new_tokens,
                     temperature=settings.temperature,
                     top_k=settings.top_k,
-                    generator=torch.Generator(device).manual_seed(self.recipe.train.seed),
+                    seed=self.recipe.train.seed,
                 )
         finally:
             self.model.train(is_training)
-        return [tokenizer.decode(row[1:]) for row in tokens.cpu().numpy()]
 
 
 def _for_a_log(text: str) -> str:

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from training.events import append_event, append_line, parse_lines
 from training.layout import RunPaths, RunRecord, write_atomic
-from training.reference import beside_hellaswag, beside_val_loss
+from training.reference import beside_hellaswag, beside_val_loss, describe_beside
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -99,7 +99,7 @@ class Telemetry:
     def report_evaluation(self, step: int, *, val_loss: float, seconds: float) -> None:
         self._metric(step, val_loss=val_loss, seconds=seconds)
         self.event("evaluated", step=step, seconds=seconds)  # metrics are told again, events once
-        beside = _list_beside(beside_val_loss(self._recipe, step))
+        beside = describe_beside(beside_val_loss(self._recipe, step))
         self.say(f"step {step}/{self.steps}  val loss {val_loss:.4f}{beside}  {seconds:.1f} s")
 
     def report_hellaswag(
@@ -115,7 +115,7 @@ class Telemetry:
             seconds=seconds,
         )
         self.event("hellaswag_scored", step=step, seconds=seconds)
-        beside = _list_beside(beside_hellaswag(self._recipe))
+        beside = describe_beside(beside_hellaswag(self._recipe))
         self.say(
             f"step {step}/{self.steps}  HellaSwag acc_norm {acc_norm:.4f}{beside}  "
             f"acc {acc:.4f}  "
@@ -150,9 +150,3 @@ class Telemetry:
         if self._is_first:
             line: dict[str, Any] = {"step": step, "tokens": step * self._train.batch_tokens}
             append_line(self._paths.metrics, line | values)
-
-
-def _list_beside(others: dict[str, float]) -> str:
-    """` (llm.c at this step 3.4312, GPT-2 3.4250)`; nothing where there are none."""
-    told = ", ".join(f"{name} {value:.4f}" for name, value in others.items())
-    return f" ({told})" if told else ""

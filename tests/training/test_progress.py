@@ -57,6 +57,15 @@ def test_the_way_to_a_boundary_is_an_evaluation_and_a_step(paths: RunPaths) -> N
     assert progress.boundary_s == 7 + 2
 
 
+def test_samples_are_on_the_way_to_a_boundary_too(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    write_evaluation(paths, 0, 5.0, seconds=7.0)
+    for seconds in (3.0, 11.0, 4.0):
+        append_event(paths.events, "sampled", step=1, seconds=seconds)
+    progress.read()
+    assert progress.boundary_s == 7 + 11
+
+
 def test_what_training_spent_beside_training_is_told_once(paths: RunPaths) -> None:
     append_event(paths.events, "evaluated", step=0, seconds=9.0)  # in an earlier life
     progress = Progress(paths)
