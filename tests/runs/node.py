@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from tests.processes import find_processes
 from tests.tiny import make_recipe, make_record
 from training.events import parse_lines
 from training.layout import Offer, RunPaths, Status, committed_checkpoints, decode, encode
@@ -160,20 +161,12 @@ class Node:
         return sum(event["event"] == kind for event in parse_lines(data))
 
     def processes(self, program: str = "") -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                words = " ".join(process.cmdline())
-                if str(self.root) in words and program in words:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return find_processes(lambda line: str(self.root) in line and program in line)
 
     def supervisor(self) -> psutil.Process:
         # Not whatever bears the name: a child has its parent's command line until it execs.
-        programs = psutil.Process(self.started[-1].pid).children()
-        (found,) = [p for p in programs if "training.supervise" in p.cmdline()]
+        named = self.processes("training.supervise")
+        (found,) = [p for p in psutil.Process(self.started[-1].pid).children() if p in named]
         return found
 
     def wait_until(self, is_so: Callable[[], object], timeout_s: float = 60) -> None:

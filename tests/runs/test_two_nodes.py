@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
+from tests.processes import find_processes
 from tests.tiny import make_recipe, make_record
 from training.events import parse_lines
 from training.layout import (
@@ -110,15 +112,10 @@ class Nodes:
         return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
     def ranks(self, node: int) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                line = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if str(self.root(node)) in line and "training.train" in line and "ranks" not in line:
-                found.append(process)
-        return found
+        root = str(self.root(node))
+        return find_processes(
+            lambda line: root in line and "training.train" in line and "ranks" not in line
+        )
 
     def wait(self, is_there: Callable[[], object], timeout_s: float = 90) -> None:
         deadline = time.monotonic() + timeout_s
@@ -142,12 +139,9 @@ class Nodes:
             program.kill()
             program.wait()
         time.sleep(0.2)
-        for process in psutil.process_iter():
-            try:
-                if f"{self.home}/node" in " ".join(process.cmdline()):
-                    process.kill()
-            except psutil.Error:
-                continue
+        for process in find_processes(lambda line: f"{self.home}/node" in line):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @pytest.fixture

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.processes import find_processes
 from training.events import parse_lines
 
 RECIPE = """
@@ -163,26 +165,20 @@ class User:
 
     def processes(self, run_id: str = "", program: str = "") -> list[psutil.Process]:
         """Everything of this user's node that is alive, or one kind of program of one run."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                line = " ".join(process.cmdline())
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-            except psutil.Error:
-                continue
-            if str(self.node) in line and run_id in line and program in line:
-                found.append(process)
-        return found
+        words = str(self.node), run_id, program
+        return find_processes(lambda line: all(word in line for word in words))
 
     def ranks(self, run_id: str) -> list[psutil.Process]:
-        found = self.processes(run_id, "training.train")
-        return [p for p in found if "training.ranks" not in " ".join(p.cmdline())]
+        words = str(self.node), run_id, "training.train"
+        return find_processes(
+            lambda line: all(word in line for word in words) and "training.ranks" not in line
+        )
 
     def kill(self, processes: Sequence[psutil.Process], number: int = signal.SIGKILL) -> None:
         assert processes, "there is nothing to kill"
         for process in processes:
-            process.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # it ends with those killed before it
+                process.send_signal(number)
 
 
 def leave_nothing_running(somebody: User) -> None:
