@@ -201,7 +201,7 @@ class Status(Record, frozen=True, kw_only=True):
     lead: Lead | None = None
     """None where nothing is prepared: before it begins, and when the run is over."""
     slow_rank: SlowRank | None = None
-    """The one named last since training was last started."""
+    """The one named last since training was last started, unless it has recovered."""
 
     @property
     def spent_usd(self) -> Decimal:

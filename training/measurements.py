@@ -23,7 +23,8 @@ class Measurements:
         self._ranks = ranks
         self._telemetry = telemetry
         self._clock = ForwardClock(ranks.device)
-        self._slowest: int | None = None
+        self._suspect: int | None = None  # by the last judgement
+        self._slow: int | None = None  # as it was told
         self._steps: list[Tensor] = []
         self._rates: list[float] = []
         self._began = perf_counter()
@@ -66,7 +67,7 @@ class Measurements:
                 self._raise_not_finite(steps[-1], own_loss)
         self._telemetry.report_steps(steps, seconds=seconds)
         if self._clock.is_full:
-            self._name_slow_rank()
+            self._judge_ranks()
 
     def _raise_not_finite(self, found: Measured, own_loss: float) -> None:
         where, hint = "", f"{DIVERGED}; the checkpoint before this step is good"
@@ -81,14 +82,22 @@ class Measurements:
             hint=hint,
         )
 
-    def _name_slow_rank(self) -> None:
-        """Once for each rank that stands out."""
+    def _judge_ranks(self) -> None:
+        """Name a rank found slow twice in a row: other work slows any of them for a while."""
         seconds = self._ranks.gather(self._clock.take())
         found = find_slow(seconds)
-        if found is not None and found[0] != self._slowest:
-            rank, median_s = found
-            node, local_rank = divmod(rank, self._ranks.local_world_size)
+        rank = found[0] if found else None
+        if self._slow is not None and rank != self._slow:
+            self._telemetry.report_recovered_rank(self._slow)
+            self._slow = None
+        if found and rank == self._suspect and self._slow is None:
+            self._slow, median_s = found
+            node, local_rank = divmod(self._slow, self._ranks.local_world_size)
             self._telemetry.report_slow_rank(
-                rank, node=node, local_rank=local_rank, seconds=seconds[rank], median_s=median_s
+                self._slow,
+                node=node,
+                local_rank=local_rank,
+                seconds=seconds[self._slow],
+                median_s=median_s,
             )
-        self._slowest = found[0] if found else None
+        self._suspect = rank

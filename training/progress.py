@@ -130,6 +130,8 @@ class Progress:
                 self.last_step = event["last_step"]
             case "slow_rank":
                 self.slow_rank = msgspec.convert(event, SlowRank)
+            case "rank_recovered":
+                self.slow_rank = None
             case "out_of_memory":
                 self.out_of_memory = event
             case "error" if self.error is None:

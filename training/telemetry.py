@@ -96,6 +96,10 @@ class Telemetry:
             f"{1e3 * seconds:.1f} ms, the others {1e3 * median_s:.1f} ms; all wait for it"
         )
 
+    def report_recovered_rank(self, rank: int) -> None:
+        self.event("rank_recovered", rank=rank)
+        self.say(f"rank {rank} is as fast as the others again")
+
     def report_evaluation(self, step: int, *, val_loss: float, seconds: float) -> None:
         self._metric(step, val_loss=val_loss, seconds=seconds)
         self.event("evaluated", step=step, seconds=seconds)  # metrics are told again, events once

@@ -135,6 +135,14 @@ def test_the_slow_rank_is_the_one_named_last_since_training_began(paths: RunPath
     assert progress.slow_rank is None
 
 
+def test_a_rank_that_has_recovered_is_slow_no_longer(paths: RunPaths) -> None:
+    progress = Progress(paths)
+    append_event(paths.events, "slow_rank", rank=3, node=0, seconds=0.4, median_s=0.2)
+    append_event(paths.events, "rank_recovered", rank=3)
+    progress.read()
+    assert progress.slow_rank is None
+
+
 def test_a_target_is_reached_when_the_cool_down_that_it_started_is_over(paths: RunPaths) -> None:
     progress = Progress(paths)
     append_event(paths.events, "training_resumed", step=1)

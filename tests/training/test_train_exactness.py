@@ -254,15 +254,18 @@ def train_with(tmp_path: Path, recipe: Recipe, patch: str) -> tuple[RunPaths, in
     return paths, ran.returncode, ran.stdout
 
 
-def test_a_rank_that_all_wait_for_is_named_once(tmp_path: Path) -> None:
-    recipe = make_recipe(train={"steps": 130}, checkpoint={"every": 130}, eval={"every": 130})
-    patch = 'time.sleep(0.02 if os.environ["RANK"] == "1" else 0)'
+def test_a_rank_that_all_wait_for_is_named_once_until_it_recovers(tmp_path: Path) -> None:
+    recipe = make_recipe(train={"steps": 240}, checkpoint={"every": 240}, eval={"every": 240})
+    patch = 'time.sleep(0.02 if os.environ["RANK"] == "1" and passes < 160 else 0)'
     paths, exit_code, log = train_with(tmp_path, recipe, patch)
     assert exit_code == 0
     (told,) = events(paths, "slow_rank")
     assert (told["rank"], told["node"]) == (1, 0)
     assert told["seconds"] > 0.02
     assert log.count("rank 1 (device 1 of node 0) is slow") == 1
+    (recovered,) = events(paths, "rank_recovered")
+    assert recovered["rank"] == 1
+    assert log.index("is slow") < log.index("rank 1 is as fast as the others again")
 
 
 def test_a_rank_that_computes_nonsense_is_named_and_nothing_of_it_is_saved(tmp_path: Path) -> None:
