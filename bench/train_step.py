@@ -2,13 +2,15 @@
 
     python bench/train_step.py [--device cpu|cuda] [--model small|124m|350m] [--rounds N]
                                [--dtype float32|bfloat16] [--compile] [--first-step]
+    torchrun --standalone --nproc-per-node 2 bench/train_step.py …
 
 All three have the same weights, batch, precision and AdamW (torch's fused one, its fastest),
-and clip gradients at 1, in one process without DDP. That their first losses and gradients agree is
-checked before anything is timed. Rounds alternate; a ratio is that of medians. `small` is GPT-2
-scaled down to what a CPU trains in a night: its vocabulary, a quarter of its layers, a third
-of its width. `--first-step` times fresh processes of ours instead, from start to the end of the
-first update: eager, compiled with an empty cache, and with the cache that this has filled.
+clip gradients at 1, and are replicas under torch's DDP where torchrun starts several ranks, who
+share the batch. That their first losses and gradients agree is checked before anything is timed.
+Rounds alternate; a ratio is that of medians. `small` is GPT-2 scaled down to what a CPU trains in a
+night: its vocabulary, a quarter of its layers, a third of its width. `--first-step` times fresh
+processes of ours instead, from start to the end of the first update: eager, compiled with an empty
+cache, and with the cache that this has filled.
 """
 
 import argparse
@@ -28,9 +30,11 @@ from typing import Any
 import torch
 from plain_gpt import PlainGPT
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from training.config import ModelConfig, TrainConfig
+from training.distributed import Ranks, join_ranks
 from training.model import GPT
 from training.optimizer import Optimizers, clip_gradients
 from training.peaks import peak_flops
@@ -47,6 +51,7 @@ RESULT = Path(__file__).parent / "results" / "train_step.json"
 
 @dataclass(frozen=True, slots=True)
 class Setting:
+    ranks: Ranks
     shape: ModelConfig
     inputs: Tensor
     targets: Tensor
@@ -59,11 +64,17 @@ class Setting:
 
     @property
     def tokens(self) -> int:
-        return self.inputs.numel()
+        """Of all ranks."""
+        return self.inputs.numel() * self.ranks.world_size
 
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def replicate(self, model: Any) -> Any:
+        if self.ranks.world_size == 1:
+            return model
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +94,8 @@ class Contender:
         return loss.item()
 
     def step(self) -> float:
-        """Seconds."""
+        """Seconds, from where all ranks stand."""
+        self.setting.ranks.barrier()
         started = perf_counter()
         self.backward()
         self.update()
@@ -91,7 +103,7 @@ class Contender:
         return perf_counter() - started
 
 
-def make_setting(arguments: argparse.Namespace) -> Setting:
+def make_setting(arguments: argparse.Namespace, ranks: Ranks) -> Setting:
     (n_layer, n_head, n_embd, block_size), rows = MODELS[arguments.model]
     shape = ModelConfig(
         n_layer=n_layer,
@@ -100,10 +112,11 @@ def make_setting(arguments: argparse.Namespace) -> Setting:
         block_size=block_size,
         vocab_size=VOCAB_SIZE,
     )
-    size = (arguments.rows or rows, block_size + 1)
-    tokens = torch.randint(0, VOCAB_SIZE, size, generator=torch.Generator().manual_seed(1))
-    tokens = tokens.to(arguments.device)
+    size = ((arguments.rows or rows) // ranks.world_size, block_size + 1)
+    generator = torch.Generator().manual_seed(1 + ranks.rank)
+    tokens = torch.randint(0, VOCAB_SIZE, size, generator=generator).to(ranks.device)
     return Setting(
+        ranks=ranks,
         shape=shape,
         inputs=tokens[:, :-1].contiguous(),
         targets=tokens[:, 1:].contiguous(),
@@ -121,15 +134,17 @@ def make_ours(setting: Setting) -> Contender:
         max_lr=6e-4,
         warmup_steps=0,
     )
-    optimizers = Optimizers(model, train)
+    optimizers = Optimizers(model, train, setting.ranks)
     if setting.is_compiled:
-        model.compile_blocks(with_loss=setting.device.type == "cuda")
+        torch._dynamo.config.optimize_ddp = False  # blocks are compiled one by one
+        model.compile_blocks()
+    replica = setting.replicate(model)
 
     def update() -> None:
         clip_gradients(model, train.grad_clip)
         optimizers.step(1.0)
 
-    return Contender(setting, model, partial(model, setting.inputs, setting.targets), update)
+    return Contender(setting, model, partial(replica, setting.inputs, setting.targets), update)
 
 
 def make_plain(setting: Setting) -> Contender:
@@ -137,7 +152,7 @@ def make_plain(setting: Setting) -> Contender:
     model.load_state_dict(GPT(setting.shape).state_dict())
     model.to(setting.device)
     forward: Any = torch.compile(model) if setting.is_compiled else model
-    loss = partial(forward, setting.inputs, setting.targets)
+    loss = partial(setting.replicate(forward), setting.inputs, setting.targets)
     return Contender(setting, model, loss, plain_update(model))
 
 
@@ -152,7 +167,7 @@ def make_transformers(setting: Setting) -> Contender:
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
     model.to(setting.device).train()
-    forward = torch.compile(model) if setting.is_compiled else model
+    forward = setting.replicate(torch.compile(model) if setting.is_compiled else model)
 
     def loss() -> Tensor:
         labels = {"labels": setting.targets, "shift_labels": setting.targets}  # shifted already
@@ -300,19 +315,31 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda":
         torch.set_float32_matmul_precision("high")
-    if arguments.one_step:
-        make_ours(make_setting(arguments)).step()
-        return
     if arguments.first_step:
         found = time_first_steps([option for option in argv if option != "--first-step"])
-    else:
-        found = compare(make_setting(arguments), arguments.rounds)
-    is_cuda = arguments.device == "cuda"
+        record(arguments.device, f"python bench/train_step.py {' '.join(argv)}", found)
+        return
+    with join_ranks(arguments.device) as ranks:
+        setting = make_setting(arguments, ranks)
+        if arguments.one_step:
+            make_ours(setting).step()
+            return
+        found = compare(setting, arguments.rounds)
+    if ranks.is_first:
+        is_alone = ranks.world_size == 1
+        start = (
+            "python" if is_alone else f"torchrun --standalone --nproc-per-node {ranks.world_size}"
+        )
+        record(arguments.device, f"{start} bench/train_step.py {' '.join(argv)}", found)
+
+
+def record(device: str, command: str, found: dict[str, object]) -> None:
+    is_cuda = device == "cuda"
     machine = torch.cuda.get_device_name() if is_cuda else f"{os.cpu_count()} cores"
     result = {"on": machine, "torch": torch.__version__, **found}
     print(json.dumps(result, indent=2))
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    results[" ".join(["python bench/train_step.py", *argv])] = result
+    results[command.strip()] = result
     RESULT.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -19,10 +19,27 @@ from torch.nn import functional as F
 IGNORED = -1
 """A target with this value adds nothing to the loss: padding of a batch that is not full."""
 
-LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
-"""Of one chunk: enough for products of a good size, few beside a model's activations."""
+BYTES_AT_ONCE = {"cpu": 2**27, "cuda": 2**29}
+"""Of a chunk's logits: enough for products of a good size, few beside a model's activations."""
+NUMBERS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
+"""Of a chunk, worked on together: on a CPU as many as its cache holds."""
 
-Scoring = Callable[[Tensor, Tensor, Tensor], Tensor]
+Scoring = Callable[[Tensor, Tensor], Tensor]
+
+
+def score(logits: Tensor, targets: Tensor) -> Tensor:
+    """(n, V), (n,) → losses (n,) in float32; in place of `logits` stands their sum's gradient."""
+    is_counted = (targets != IGNORED)[:, None]
+    at = targets.clamp(min=0)[:, None]
+    work = logits.to(_summing_dtype(logits.dtype))  # `logits` themselves where they have it
+    work -= work.amax(1, keepdim=True)
+    of_target = work.gather(1, at)
+    total = work.exp_().sum(1, keepdim=True)
+    work *= is_counted / total
+    work.scatter_(1, at, (of_target.exp() / total - 1) * is_counted)  # less one at the target
+    if work is not logits:
+        logits.copy_(work)
+    return ((total.log() - of_target) * is_counted)[:, 0]
 
 
 def head_loss(
@@ -32,21 +49,20 @@ def head_loss(
     *,
     vocab_size: int,
     reduction: str = "mean",
-    score: Scoring | None = None,
+    scoring: Scoring = score,
 ) -> Tensor:
     """Cross-entropy in nats of `x @ weight.T`, (N, C) and (V, C), at targets (N,).
 
     Rows of `weight` from `vocab_size` on only pad it: they have no logits and no gradient. The
     products are those of autocast, sums are of float32. `reduction`: mean or sum over the targets
-    that are not IGNORED, or none: (N,), which has no gradient. `score`: `score_chunk`, compiled.
+    that are not IGNORED, or none: (N,), which has no gradient. `scoring`: `score`, compiled.
     """
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    score = score or score_chunk
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if reduction != "none" and wants_gradient:
-        arguments = x, weight, targets, vocab_size, dtype, score
+        arguments = x, weight, targets, vocab_size, dtype, scoring
         total: Tensor = _SummedLoss.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
         with torch.no_grad():
@@ -55,25 +71,6 @@ def head_loss(
             return losses
         total = losses.sum()
     return total / (targets != IGNORED).sum() if reduction == "mean" else total
-
-
-def score_chunk(logits: Tensor, targets: Tensor, work: Tensor) -> Tensor:
-    """(n, V), (n,) → losses (n,) in float32; in place of `logits` stands their sum's gradient.
-
-    `work`: (n, V) in float32, overwritten; `logits` themselves where they are float32.
-    """
-    is_counted = (targets != IGNORED)[:, None]
-    at = targets.clamp(min=0)[:, None]
-    if work is not logits:
-        work.copy_(logits)
-    work -= work.amax(1, keepdim=True)
-    of_target = work.gather(1, at)
-    total = work.exp_().sum(1, keepdim=True)
-    work *= is_counted / total
-    work.scatter_(1, at, (of_target.exp() / total - 1) * is_counted)  # less one at the target
-    if work is not logits:
-        logits.copy_(work)
-    return ((total.log() - of_target) * is_counted)[:, 0]
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -85,35 +82,38 @@ class _SummedLoss(torch.autograd.Function):
         targets: Tensor,
         vocab_size: int,
         dtype: torch.dtype,
-        score: Scoring,
+        scoring: Scoring,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             w = weight.to(dtype)
             total = torch.zeros((), dtype=_summing_dtype(x.dtype), device=x.device)
-            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(weight)
+            grad_x, grad_w = torch.empty_like(x), torch.empty_like(weight)
             # Written over by each chunk: new memory is what a CPU waits for the longest.
-            chunks = _chunks(x, weight)
-            logits = x.new_empty((chunks[0].stop, weight.shape[0]), dtype=dtype)
-            is_summing = dtype == total.dtype
-            work = logits if is_summing else torch.empty_like(logits, dtype=total.dtype)
-            product = weight if is_summing else torch.empty_like(weight)
+            chunks = _chunks(x.shape[0], w)
+            logits = w.new_empty((chunks[0].stop, w.shape[0]))
             for rows in chunks:
                 x_chunk = x[rows].to(dtype)
                 grad = logits[: x_chunk.shape[0]]
                 _logits(x_chunk, w, vocab_size, out=grad)
-                total += score(grad, targets[rows], work[: x_chunk.shape[0]]).sum()
+                for part in _parts(grad):
+                    total += scoring(grad[part], targets[rows][part]).sum()
                 grad_x[rows] = grad @ w
-                if is_summing:
-                    grad_w.addmm_(grad.T, x_chunk)
+                if dtype == weight.dtype:
+                    grad_w.addmm_(grad.T, x_chunk, beta=int(rows.start > 0))
+                elif rows.start == 0:
+                    grad_w.copy_(grad.T @ x_chunk)
                 else:
-                    grad_w += product.copy_(grad.T @ x_chunk)
+                    product = grad.T @ x_chunk
+                    for part in _parts(product):
+                        grad_w[part] += product[part]
         ctx.save_for_backward(grad_x, grad_w)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_w = ctx.saved_tensors
-        return grad_x * grads[0], grad_w * grads[0], None, None, None, None
+        # In place: autograd refuses a second pass, which would find them changed.
+        grad_x, grad_w = (grad.mul_(grads[0]) for grad in ctx.saved_tensors)
+        return grad_x, grad_w, None, None, None, None
 
 
 def _losses(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -122,13 +122,23 @@ def _losses(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tens
         return F.nll_loss(log_p, targets[rows], ignore_index=IGNORED, reduction="none")
 
     with torch.autocast(x.device.type, enabled=False):
-        return torch.cat([of_chunk(rows) for rows in _chunks(x, weight)])
+        return torch.cat([of_chunk(rows) for rows in _chunks(x.shape[0], weight)])
 
 
-def _chunks(x: Tensor, weight: Tensor) -> list[slice]:
-    """As few as the limit allows, or somewhat more that are equal: each shape compiles."""
-    rows = x.shape[0]
-    fewest = -(-rows * weight.shape[0] // LOGITS_AT_ONCE[x.device.type])
+def _chunks(rows: int, weight: Tensor) -> list[slice]:
+    """Of rows whose logits are in memory together."""
+    at_most = BYTES_AT_ONCE[weight.device.type] // (weight.shape[0] * weight.itemsize)
+    return _equal_slices(rows, at_most)
+
+
+def _parts(matrix: Tensor) -> list[slice]:
+    """Of rows that are worked on together."""
+    return _equal_slices(matrix.shape[0], NUMBERS_AT_ONCE[matrix.device.type] // matrix.shape[1])
+
+
+def _equal_slices(rows: int, at_most: int) -> list[slice]:
+    """As few as can be, or somewhat more that are equal: each shape compiles."""
+    fewest = -(-rows // max(1, at_most))
     count = next((c for c in range(fewest, 2 * fewest) if rows % c == 0), fewest)
     size = -(-rows // count)
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from training.config import ModelConfig
 from training.head import IGNORED as IGNORED
-from training.head import head_loss, score_chunk
+from training.head import head_loss, score
 
 
 class Attention(nn.Module):
@@ -73,21 +73,19 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
-        self._score = score_chunk
+        self._score = score
         self._initialize(torch.Generator().manual_seed(seed))
 
-    def compile_blocks(self, *, with_loss: bool = True) -> None:
-        """From now on blocks run compiled, and `with_loss` what the loss does to logits, too.
+    def compile_blocks(self) -> None:
+        """From now on blocks run compiled, and what the loss does to logits, too.
 
         All layers share one code, so a start compiles one block, not a model. Each shape is
         compiled once, forward alone (evaluation) and with its backward; sizes never turn
-        dynamic. On a CPU the loss is faster as it is (bench/train_step.py). What must not
-        compile runs under `torch.compiler.set_stance("force_eager")`.
+        dynamic. What must not compile runs under `torch.compiler.set_stance("force_eager")`.
         """
         for block in self.h:
             block.compile(dynamic=False)
-        if with_loss:
-            self._score = torch.compile(score_chunk, dynamic=False)
+        self._score = torch.compile(score, dynamic=False)
 
     @torch.no_grad()
     def _initialize(self, generator: torch.Generator) -> None:
@@ -114,7 +112,7 @@ class GPT(nn.Module):
             targets.flatten(),
             vocab_size=self.config.vocab_size,
             reduction=reduction,
-            score=self._score,
+            scoring=self._score,
         )
 
     def _hidden(self, tokens: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class Trainer:
         if self.is_to_compile():
             # Blocks are compiled one by one, so that DDP's buckets need not split their graphs.
             torch._dynamo.config.optimize_ddp = False
-            self.model.compile_blocks(with_loss=ranks.device.type == "cuda")
+            self.model.compile_blocks()
         started = perf_counter()
         self.micro_batch_size, self.grad_accum_steps = choose_batch(
             self.recipe,

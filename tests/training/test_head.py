@@ -14,8 +14,9 @@ VOCAB, PADDED, WIDTH, ROWS = 61, 64, 16, 37
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten rows at most: 37 go in chunks of 10, 10, 10 and 7."""
-    monkeypatch.setitem(head.LOGITS_AT_ONCE, "cpu", 10 * PADDED)
+    """Ten rows of float32 at most: 37 go in chunks of 10, 10, 10 and 7, scored in two parts."""
+    monkeypatch.setitem(head.BYTES_AT_ONCE, "cpu", 10 * PADDED * 4)
+    monkeypatch.setitem(head.NUMBERS_AT_ONCE, "cpu", 6 * PADDED)
 
 
 def problem(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,21 +38,17 @@ def bfloat16() -> AbstractContextManager[object]:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_loss_and_gradients_equal_those_of_all_logits_at_once(reduction: str) -> None:
-    x, weight, targets = problem()
+def test_loss_and_gradients_equal_those_of_all_logits_at_once(
+    reduction: str, dtype: torch.dtype
+) -> None:
+    x, weight, targets = problem(dtype)
     loss = head_loss(x, weight, targets, vocab_size=VOCAB, reduction=reduction)
     found = torch.autograd.grad(3 * loss, (x, weight))
     expected_loss = whole(x, weight, targets, reduction)
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(found, torch.autograd.grad(3 * expected_loss, (x, weight)))
-
-
-def test_gradients_are_those_that_finite_differences_show() -> None:
-    x, weight, targets = problem(torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda *tensors: head_loss(*tensors, targets, vocab_size=VOCAB), (x, weight)
-    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -121,11 +118,13 @@ def test_a_tied_weight_gathers_the_gradients_of_both_ends() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_second_backward_pass_gives_the_same_gradients() -> None:
+def test_a_second_backward_pass_is_refused() -> None:
+    """The first has scaled the gradients in place."""
     x, weight, targets = problem()
     loss = head_loss(x, weight, targets, vocab_size=VOCAB)
-    first = torch.autograd.grad(loss, (x, weight), retain_graph=True)
-    assert all(map(torch.equal, first, torch.autograd.grad(loss, (x, weight))))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_no_tensor_of_all_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,5 +148,4 @@ def test_no_tensor_of_all_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch) -
     [(10, [10]), (22, [8, 8, 6]), (24, [8] * 3), (33, [9, 9, 9, 6]), (35, [7] * 5)],
 )
 def test_chunks_are_equal_where_a_few_more_make_them_so(rows: int, sizes: list[int]) -> None:
-    x, weight, _ = problem()
-    assert [len(x[:rows][part]) for part in head._chunks(x[:rows], weight)] == sizes
+    assert [part.stop - part.start for part in head._equal_slices(rows, at_most=10)] == sizes
