@@ -117,12 +117,19 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _losses(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    def of_chunk(rows: slice) -> Tensor:
-        log_p = _log_softmax(_logits(x[rows], weight, vocab_size))
-        return F.nll_loss(log_p, targets[rows], ignore_index=IGNORED, reduction="none")
-
+    """(N,): logits are made only where a target counts, which in HellaSwag is a small part."""
+    losses = torch.zeros(targets.shape, dtype=_summing_dtype(x.dtype), device=x.device)
+    (counted,) = (targets != IGNORED).nonzero(as_tuple=True)
+    chunks = _chunks(counted.shape[0], weight)
     with torch.autocast(x.device.type, enabled=False):
-        return torch.cat([of_chunk(rows) for rows in _chunks(x.shape[0], weight)])
+        space = weight.new_empty((chunks[0].stop if chunks else 0, weight.shape[0]))
+        for rows in chunks:
+            at = counted[rows]
+            logits = _logits(x[at], weight, vocab_size, out=space[: at.shape[0]])
+            for part in _parts(logits):
+                log_p = torch.log_softmax(logits[part], 1, dtype=losses.dtype)
+                losses[at[part]] = F.nll_loss(log_p, targets[at[part]], reduction="none")
+    return losses
 
 
 def _chunks(rows: int, weight: Tensor) -> list[slice]:
@@ -138,6 +145,8 @@ def _parts(matrix: Tensor) -> list[slice]:
 
 def _equal_slices(rows: int, at_most: int) -> list[slice]:
     """As few as can be, or somewhat more that are equal: each shape compiles."""
+    if rows == 0:
+        return []
     fewest = -(-rows // max(1, at_most))
     count = next((c for c in range(fewest, 2 * fewest) if rows % c == 0), fewest)
     size = -(-rows // count)
@@ -148,10 +157,6 @@ def _logits(x: Tensor, weight: Tensor, vocab_size: int, *, out: Tensor | None = 
     logits = torch.mm(x, weight.T, out=out)
     logits[:, vocab_size:] = -torch.inf
     return logits
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, 1, dtype=_summing_dtype(logits.dtype))
 
 
 def _summing_dtype(dtype: torch.dtype) -> torch.dtype:

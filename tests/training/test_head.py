@@ -59,6 +59,13 @@ def test_without_gradients_the_loss_is_the_same(reduction: str) -> None:
     torch.testing.assert_close(loss, whole(x, weight, targets, reduction).detach())
 
 
+def test_without_gradients_ignored_targets_alone_have_no_loss() -> None:
+    x, weight, targets = problem()
+    with torch.no_grad():
+        losses = head_loss(x, weight, targets.fill_(IGNORED), vocab_size=VOCAB, reduction="none")
+    assert torch.equal(losses, torch.zeros(ROWS))
+
+
 def test_losses_of_single_targets_refuse_a_backward_pass() -> None:
     x, weight, targets = problem()
     losses = head_loss(x, weight, targets, vocab_size=VOCAB, reduction="none")
@@ -140,7 +147,7 @@ def test_no_tensor_of_all_logits_is_ever_made(monkeypatch: pytest.MonkeyPatch) -
     head_loss(x, weight, targets, vocab_size=VOCAB).backward()
     with torch.no_grad():
         head_loss(x, weight, targets, vocab_size=VOCAB, reduction="none")
-    assert seen == [10, 10, 10, 7] * 2
+    assert seen == [10, 10, 10, 7, 9, 9, 9, 7]  # without gradients none of ignored rows
 
 
 @pytest.mark.parametrize(
