@@ -39,6 +39,7 @@ bench: install  ## what the README claims about speed; wants an idle machine
 	$(BIN)/python bench/time_to_loss.py $(TEXT)
 	$(BIN)/python bench/tokenizing.py
 	$(BIN)/python bench/train_step.py
+	$(BIN)/python bench/evaluation_cost.py $(EXAMPLES)
 	$(BIN)/python bench/fast_recipe.py $(TEXTS)
 
 clean:
