@@ -14,12 +14,16 @@ from gptctl.plan import Limits, Plan, make_plan
 from gptctl.recipe import read_recipe
 from training.config import TOKEN_SUFFIXES, BudgetConfig, DataConfig, Recipe
 from training.layout import RunJob
+from training.preparation import text_bytes_per_token
 from training.storage import node_environment
+from training.text_files import find_files, translating_read_errors
 
 TEXT_FOLDER = "text"
 """Of a rented node's working folder, where data from this machine are put."""
 NANOGPT_META = "meta.pkl"
 """Beside nanoGPT's files whose ids are of a vocabulary of their own. A file is brought without."""
+SHORT_TEXT_VAL_FRACTION = 0.1
+"""Kept of a text of which the first shard would be too much: as nanoGPT does with Shakespeare."""
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -113,8 +117,9 @@ def without_training(recipe: Recipe) -> Recipe:
 def with_data(recipe: Recipe, path: Path | None, *, globs: bool) -> Recipe:
     """The recipe, with the data at `path` (absolute) where that is given instead of its own.
 
-    Token files are taken as they are, all else is text. Raises UsageError where the recipe does
-    not take tokens, PlanRefusedError where there is nothing.
+    Token files are taken as they are, all else is text; of a text for which the first shard would
+    be too much to keep for validation, a tenth is. Raises UsageError where the recipe does not take
+    tokens, PlanRefusedError where there is nothing, DataError where it may not be read.
     """
     data = recipe.data
     if path is not None:
@@ -124,7 +129,16 @@ def with_data(recipe: Recipe, path: Path | None, *, globs: bool) -> Recipe:
     if data.takes_path and data.path:
         data = replace(data, path=str(Path(data.path).absolute()))
         check_path(Path(data.path), globs=globs)
+        if data.source == "text" and not data.val_fraction and _is_short(data):
+            data = replace(data, val_fraction=SHORT_TEXT_VAL_FRACTION)
     return replace(recipe, data=data)
+
+
+def _is_short(data: DataConfig) -> bool:
+    """Whether the first shard is more than half of it, or all."""
+    with translating_read_errors(Path(data.path)):
+        size_bytes = sum(path.stat().st_size for path in find_files(Path(data.path)))
+    return 2 * data.shard_tokens > size_bytes / text_bytes_per_token(data)
 
 
 def _with_tokens(data: DataConfig) -> DataConfig:

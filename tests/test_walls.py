@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = (
     *("errors", "config", "layout", "manifest", "storage", "storage_*", "schedule", "events"),
     *("flops", "preparation", "dataset_store", "hub", "hub_asking", "hellaswag_published"),
-    *("reference", "summary"),
+    *("reference", "summary", "text_files"),
 )
 # What trains, or looks at what trains. Everything else runs beside torch, or without it.
 NEEDS_TORCH = (

@@ -100,6 +100,10 @@ def reads_hub(recipe: Recipe) -> bool:
     return recipe.data.hub_repo is not None or recipe.eval.hellaswag
 
 
+def text_bytes_per_token(data: DataConfig) -> float:
+    return 1.0 if data.tokenizer == "bytes" else TEXT_BYTES_PER_TOKEN
+
+
 def rates_of(data: DataConfig, *, has_gigatoken: bool = True) -> Rates:
     if data.source.startswith("hub-shards:"):
         return Rates(
@@ -111,7 +115,7 @@ def rates_of(data: DataConfig, *, has_gigatoken: bool = True) -> Rates:
     if data.source == "tokens":
         return Rates(maker="copying", tokens_per_core_s=COPIED_TOKENS_PER_S)
     is_bytes = data.tokenizer == "bytes"
-    text_bytes = 1.0 if is_bytes else TEXT_BYTES_PER_TOKEN
+    text_bytes = text_bytes_per_token(data)
     if not data.hub_repo:
         made = BYTES_TOKENS_PER_S if is_bytes else TEXT_TOKENS_PER_S
         maker = "one process" if is_bytes else "tiktoken in one process"

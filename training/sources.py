@@ -8,9 +8,7 @@ import hashlib
 import platform
 import sysconfig
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import iglob
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +16,7 @@ from training.config import TOKENIZER_VOCAB, DataConfig
 from training.errors import DataError
 from training.hub_source import HubText, open_hub
 from training.layout import dataset_key
+from training.text_files import find_files, translating_read_errors
 
 if TYPE_CHECKING:
     from training.hub_shards import HubShards
@@ -140,7 +139,7 @@ def _open_stdlib() -> TextFiles:
 
 
 def _open_text(where: str) -> TextFiles:
-    paths = _find_files(Path(where).expanduser())
+    paths = find_files(Path(where).expanduser())
     if not paths:
         raise DataError(
             f"there is no text at {where}",
@@ -150,16 +149,6 @@ def _open_text(where: str) -> TextFiles:
     if not files.paths:
         raise DataError(f"{where} is empty", hint="give a text that has something in it")
     return files
-
-
-def _find_files(where: Path) -> list[Path]:
-    """The file, all files below the folder, or those that match the glob; sorted."""
-    with _translating_read_errors(where):
-        if where.is_file():
-            return [where]
-        below = where.rglob("*") if where.is_dir() else None
-        matches = map(Path, iglob(str(where), recursive=True))  # noqa: PTH207 - also absolute ones
-        return sorted(path for path in below or matches if path.is_file())
 
 
 def _open_files(paths: list[Path], *, strict: bool) -> TextFiles:
@@ -184,19 +173,8 @@ def _open_files(paths: list[Path], *, strict: bool) -> TextFiles:
 
 
 def _read(path: Path) -> bytes:
-    with _translating_read_errors(path):
+    with translating_read_errors(path):
         return path.read_bytes()
-
-
-@contextmanager
-def _translating_read_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror or error}",
-            hint="check that it is there and that you may read it",
-        ) from error
 
 
 def _decode(data: bytes, path: Path) -> str:

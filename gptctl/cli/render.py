@@ -175,9 +175,10 @@ def _hellaswag_in(plan: Plan) -> dict[str, str]:
 
 
 def _describe_data(data: DataConfig) -> str:
-    """`fineweb, sample-10BT, at 9bb295ddab0e`, or where a text lies."""
+    """`fineweb, sample-10BT, at 9bb295ddab0e`, or where a text lies and what of it is kept."""
     if data.hub_repo is None:
-        return data.path or data.source
+        kept = f", its last {data.val_fraction:.0%} for validation" if data.val_fraction else ""
+        return (data.path or data.source) + kept
     commit = data.revision[:12] if data.is_pinned else data.revision
     config = data.config or data.default_config
     return ", ".join(filter(None, (data.source, config, f"at {commit}" if commit else "")))

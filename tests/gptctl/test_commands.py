@@ -239,6 +239,34 @@ def test_text_is_recorded_as_the_node_will_find_it(home, call_json, words):
     assert plan["recipe"]["data"]["path"] == str(home / "book.txt")
 
 
+@pytest.mark.parametrize(
+    ("words", "size", "kept"),
+    [
+        ([], 3_999, 0.1),
+        ([], 4_000, 0.0),  # the first shard is half of it
+        (["--set", "data.val_fraction=0.3"], 3_999, 0.3),
+        (["--set", "data.tokenizer=gpt2", "--set", "model.vocab_size=50257"], 17_990, 0.1),
+        (["--set", "data.tokenizer=gpt2", "--set", "model.vocab_size=50257"], 18_000, 0.0),
+    ],
+)
+def test_a_tenth_of_a_short_text_is_for_validation(home, call_json, words, size, kept):
+    (home / "book.txt").write_text("x" * size)
+    words = [*words, "--set", "data.shard_tokens=2000"]
+
+    plan = call_json("launch", "demo", "--data", "book.txt", *words, "--dry-run")
+
+    assert plan["recipe"]["data"]["val_fraction"] == kept
+
+
+def test_the_plan_says_what_of_a_text_is_for_validation(home, call):
+    (home / "book.txt").write_text("x" * 10_000)
+
+    code, _, err = call("launch", "demo", "--data", "book.txt", "--dry-run")
+
+    assert code == 0
+    assert "its last 10% for validation" in " ".join(err.split())
+
+
 def test_home_is_filled_in_where_the_shell_did_not(ended, call_json, home):
     (home / "book.txt").write_text("text")
 
