@@ -79,8 +79,8 @@ def list_phases(
         # Installing torch, looking at the GPUs, joining the ranks. Here: only starting them.
         "setup": Span(60, 150, 600) if is_rented else Span(3, 6, 20),
         "first_shard": _first_shard(recipe, steps, has_gigatoken=has_gigatoken),
-        # One block for all layers (PyTorch's recipe for regional compilation tells of a few
-        # seconds), for training, evaluation and HellaSwag. Of a GPU of ours not yet measured.
+        # One block for all layers, for training, evaluation and HellaSwag. Two CPU cores take 15 s
+        # for the first of the three (bench/train_step.py); on a GPU it is not yet measured.
         "compile": Span(5, 10, 120) if compiles else NOTHING,
         "training": training,
         "evaluation": _evaluation(recipe, training, steps),
