@@ -47,7 +47,9 @@ def test_a_killed_vm_costs_at_most_the_steps_since_the_last_checkpoint(user: Clo
     here.mkdir()
     whole = User(here)  # on this machine
     del whole.env["OMP_NUM_THREADS"]  # as on the node
-    whole_id = whole.launch(*options)["run_id"]
+    whole.patience_s = user.patience_s  # the machine has other tests' VMs to run
+    whole_id = whole.launch_detached(*options)
+    assert whole.wait_for_end(whole_id)["state"] == "succeeded"
     for somebody, name in ((user, run_id), (whole, whole_id)):
         folder = str(somebody.home / "pulled")
         somebody.run("pull-checkpoint", name, "--to", folder, *somebody.to_store)
