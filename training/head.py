@@ -42,6 +42,8 @@ def score(logits: Tensor, targets: Tensor) -> Tensor:
     return ((total.log() - of_target) * is_counted)[:, 0]
 
 
+# Compiled into a whole model, its gradients are wrong in torch 2.11. `scoring` may be compiled.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def head_loss(
     x: Tensor,
     weight: Tensor,

@@ -106,7 +106,7 @@ class GPT(nn.Module):
 
         `reduction="none"`: (B·T,), for scoring: it has no gradient.
         """
-        return head_loss(
+        loss: Tensor = head_loss(
             self._hidden(tokens).flatten(0, 1),
             self.wte.weight,
             targets.flatten(),
@@ -114,6 +114,7 @@ class GPT(nn.Module):
             reduction=reduction,
             scoring=self._score,
         )
+        return loss
 
     def _hidden(self, tokens: Tensor) -> Tensor:
         """(B, T) → (B, T, n_embd), as the head multiplies it."""
