@@ -97,9 +97,13 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 parameter.zero_()
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 → (B, T, vocab_size): ids that only pad the embedding have no logit."""
-        return F.linear(self._hidden(tokens), self.wte.weight)[..., : self.config.vocab_size]
+    def logits(self, tokens: Tensor, *, last: int = 0) -> Tensor:
+        """(B, T) int64 → (B, T, vocab_size): ids that only pad the embedding have no logit.
+
+        Of the `last` positions alone, where that is not 0.
+        """
+        hidden = self._hidden(tokens)[:, -last:]
+        return F.linear(hidden, self.wte.weight)[..., : self.config.vocab_size]
 
     def forward(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats, mean or sum over the targets that are not IGNORED.

@@ -38,7 +38,8 @@ def generate(
     """
     tokens = prompt
     for _ in range(max_new_tokens):
-        logits = model.logits(tokens[:, -model.config.block_size :])[:, -1].float() / temperature
+        logits = model.logits(tokens[:, -model.config.block_size :], last=1)[:, 0]
+        logits = logits.float() / temperature
         kept, ids = logits.topk(min(top_k, logits.shape[-1]))
         drawn = torch.multinomial(F.softmax(kept, dim=-1), 1, generator=generator)
         tokens = torch.cat([tokens, ids.gather(1, drawn)], dim=1)

@@ -34,6 +34,7 @@ def test_logits_equal_those_of_transformers(tmp_path: Path) -> None:
 
     tokens = random_tokens(4, 16)
     torch.testing.assert_close(model.logits(tokens), reference(tokens).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.logits(tokens, last=1), model.logits(tokens)[:, -1:])
 
 
 def test_parameter_count_is_what_the_formula_says() -> None:
